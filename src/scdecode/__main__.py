@@ -1,0 +1,5 @@
+"""``python -m scdecode``: the command line."""
+
+from scdecode.cli import main
+
+main()

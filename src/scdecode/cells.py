@@ -1,0 +1,320 @@
+"""AnnData, in memory or backed, to :class:`Cells`: the one place that opens an AnnData.
+
+Counts are kept as CSR until the minibatch. A second AnnData may have its genes in another order and more of them; what
+it lacks is listed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from scdecode.errors import ConditionError, CountsError, InputError, listing, unknown_name
+from scdecode.matrices import check_counts, check_no_empty_cells, to_csr
+from scdecode.schema import Category, Columns, Schema, tabulate_conditions
+
+SETUP_KEY = "scdecode_setup"
+"""Where in ``uns`` :func:`setup_anndata` notes the names of the columns."""
+
+UNREAD = -1
+"""The code of a condition that was neither needed nor there; as an index it fails, so it cannot pass for a level."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Cells in the order and the codes of a model."""
+
+    counts: sp.csr_matrix  # (n, g) float32
+    library_n: np.ndarray  # (n,) float32: total counts
+    codes_nc: np.ndarray  # (n, c) int64: batch, each categorical covariate, label
+    continuous_nd: np.ndarray  # (n, d) float32, in the units of the training data
+    size_factor_n: np.ndarray | None  # (n,) float32
+
+    def __len__(self) -> int:
+        return len(self.library_n)
+
+    def at(self, rows: np.ndarray) -> Cells:
+        """The cells at positions ``rows``."""
+        factors = None if self.size_factor_n is None else self.size_factor_n[rows]
+        return Cells(self.counts[rows], self.library_n[rows], self.codes_nc[rows], self.continuous_nd[rows], factors)
+
+
+def open_anndata(path: str | Path) -> AnnData:
+    """Open an ``.h5ad`` file or a ``.zarr`` store.
+
+    Raises
+    ------
+    InputError
+        Where there is no such file, or it is no AnnData.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file; an .h5ad file or a .zarr store was expected")
+    try:
+        return anndata.io.read_zarr(path) if path.is_dir() else anndata.io.read_h5ad(path)
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # what h5py and zarr raise on others' files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{path}: it cannot be read as an AnnData ({reason}); an .h5ad or .zarr was expected"
+        ) from error
+
+
+def setup_anndata(adata: AnnData, columns: Columns) -> None:
+    """Check that the layer and the columns are there, and note their names in ``adata.uns``.
+
+    Raises
+    ------
+    InputError
+        For a layer or a column that is not there; the message lists those that are.
+    """
+    if not isinstance(adata, AnnData):
+        raise InputError(f"adata: {type(adata).__name__} came, an AnnData was expected")
+    check_columns(adata, columns)
+    named = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(columns).items()}
+    adata.uns[SETUP_KEY] = {key: value for key, value in named.items() if value}  # an .h5ad file holds no None
+
+
+def setup_of(adata: AnnData) -> Columns:
+    """The columns that :func:`setup_anndata` noted.
+
+    Raises
+    ------
+    InputError
+        Where it was not called on this AnnData.
+    """
+    if not isinstance(adata, AnnData):
+        raise InputError(f"adata: {type(adata).__name__} came, an AnnData was expected")
+    if SETUP_KEY not in adata.uns:
+        raise InputError("adata: it was not set up; call SCVI.setup_anndata(adata, layer=..., batch_key=...) first")
+    noted: dict[str, Any] = dict(adata.uns[SETUP_KEY])
+    for key in ("categorical_covariate_keys", "continuous_covariate_keys"):
+        noted[key] = tuple(str(name) for name in noted.get(key, ()))
+    return Columns(**noted)
+
+
+def check_columns(adata: AnnData, columns: Columns, optional: Sequence[str] = ()) -> None:
+    """Raise :class:`InputError` for a layer or a column that is not there, unless it is ``optional``."""
+    if columns.layer is not None and columns.layer not in adata.layers:
+        raise InputError(unknown_name("layer", columns.layer, adata.layers.keys(), "layers of the AnnData"))
+    names = [str(name) for name in adata.obs.columns]
+    for field in dataclasses.fields(columns):
+        value = getattr(columns, field.name)
+        for key in value if isinstance(value, tuple) else (value,):
+            if field.name != "layer" and key is not None and key not in names and key not in optional:
+                raise InputError(unknown_name(field.name, key, names, "columns of adata.obs"))
+
+
+def read_training_cells(adata: AnnData) -> tuple[Schema, Cells]:
+    """Cells to train on, and what a model that is trained on them knows by name.
+
+    Raises
+    ------
+    InputError, CountsError, ConditionError
+        Where the AnnData was not set up; for genes named twice, values that are no counts, values that are missing.
+    """
+    columns = setup_of(adata)
+    check_columns(adata, columns)
+    if adata.n_obs < 2:
+        raise CountsError(f"adata: {adata.n_obs} cells came, at least two were expected")
+    genes = tuple(adata.var_names.astype(str))
+    _check_unique(genes)
+    batch, labels = (_levels(adata.obs, key) if key else None for key in (columns.batch_key, columns.labels_key))
+    categorical = tuple(_levels(adata.obs, key) for key in columns.categorical_covariate_keys)
+    counts = to_csr(*_matrix(adata, columns.layer))
+    cells = _assemble(adata.obs, counts, columns, batch, categorical, labels, optional=())
+    factors = cells.size_factor_n
+    schema = Schema(
+        genes=genes,
+        columns=columns,
+        batch=batch,
+        labels=labels,
+        categorical=categorical,
+        continuous=columns.continuous_covariate_keys,
+        conditions=tabulate_conditions(cells.codes_nc, cells.continuous_nd),
+        n_cells=len(cells),
+        median_library=float(np.median(cells.library_n)),
+        median_size_factor=None if factors is None else float(np.median(factors)),
+        max_size_factor=None if factors is None else float(factors.max()),
+    )
+    return schema, cells
+
+
+def read_cells(adata: AnnData, schema: Schema, *, need_conditions: bool, indices: np.ndarray | None = None) -> Cells:
+    """Cells of any AnnData in the gene order and the codes of a trained model.
+
+    Parameters
+    ----------
+    adata
+        Genes may be in another order, and there may be more of them.
+    schema
+        Of the model.
+    need_conditions
+        Whether a column of conditions that is not there is an error. An encoder that does not look at them does not
+        need them. A column that is there is always read, and an unknown level is an error.
+    indices
+        Cells to keep, positions or a mask; by default all.
+
+    Raises
+    ------
+    InputError
+        For a layer or a column that is not there.
+    CountsError
+        For genes that are missing; the message lists them.
+    ConditionError
+        For levels that the model was not trained with, or values that are missing.
+    """
+    if not isinstance(adata, AnnData):
+        raise InputError(f"adata: {type(adata).__name__} came, an AnnData was expected")
+    columns = schema.columns
+    optional = () if need_conditions else columns.obs_keys
+    check_columns(adata, columns, optional)
+    positions = _gene_positions(adata, schema)
+    matrix, place = _matrix(adata, columns.layer)
+    counts = to_csr(matrix, place)
+    obs = adata.obs
+    if indices is not None:
+        counts, obs = counts[indices], obs.iloc[indices]
+    if positions is not None:
+        counts = sp.csr_matrix(counts[:, positions])
+        counts.sort_indices()
+    return _assemble(obs, counts, columns, schema.batch, schema.categorical, schema.labels, optional)
+
+
+def _matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:
+    return (adata.X, "adata.X") if layer is None else (adata.layers[layer], f"adata.layers[{layer!r}]")
+
+
+def _assemble(
+    obs: pd.DataFrame,
+    counts: sp.csr_matrix,
+    columns: Columns,
+    batch: Category | None,
+    categorical: tuple[Category, ...],
+    labels: Category | None,
+    optional: Sequence[str],
+) -> Cells:
+    place = "adata.X" if columns.layer is None else f"adata.layers[{columns.layer!r}]"
+    check_counts(counts, place, whole=False)
+    n = counts.shape[0]
+    codes = [
+        np.zeros(n, dtype=np.int64) if c is None else _codes(obs, c, optional) for c in (batch, *categorical, labels)
+    ]
+    continuous = [_numbers(obs, key, optional) for key in columns.continuous_covariate_keys]
+    factors = None if columns.size_factor_key is None else _numbers(obs, columns.size_factor_key, optional)
+    if factors is not None and (factors <= 0).any():
+        bad = np.flatnonzero(factors <= 0)
+        raise ConditionError(
+            f"size_factor_key: {columns.size_factor_key!r} has {len(bad):,} values of zero or below (rows "
+            f"{listing(bad.tolist(), 5)}); positive size factors were expected"
+        )
+    return Cells(
+        counts=counts,
+        library_n=np.asarray(counts.sum(axis=1, dtype=np.float64)).reshape(-1).astype(np.float32),
+        codes_nc=np.stack(codes, axis=1),
+        continuous_nd=np.stack(continuous, axis=1).astype(np.float32) if continuous else np.zeros((n, 0), np.float32),
+        size_factor_n=None if factors is None else factors.astype(np.float32),
+    )
+
+
+def check_cells(cells: Cells, *, whole: bool, observed_library: bool) -> None:
+    """Raise :class:`CountsError` for what a model of these options cannot take.
+
+    Parameters
+    ----------
+    cells
+        To be trained on or encoded.
+    whole
+        Whether the likelihood is one of counts, so that fractions are an error.
+    observed_library
+        Whether the total count is the library size, so that a cell without counts is an error.
+    """
+    check_counts(cells.counts, "adata", whole=whole)
+    if observed_library:
+        check_no_empty_cells(cells.library_n, "adata")
+
+
+def _check_unique(genes: Sequence[str] | pd.Index) -> None:
+    index = pd.Index(genes)
+    if not index.is_unique:
+        twice = index[index.duplicated()].unique().tolist()
+        raise CountsError(
+            f"adata.var_names: {len(twice):,} genes are named more than once {listing(twice, 5)}; call "
+            "adata.var_names_make_unique() first"
+        )
+
+
+def _gene_positions(adata: AnnData, schema: Schema) -> np.ndarray | None:
+    """Where the model's genes are in the AnnData; None where they are the same in the same order."""
+    names = pd.Index(adata.var_names.astype(str))
+    if tuple(names) == schema.genes:
+        return None
+    wanted = np.flatnonzero(names.isin(schema.genes))
+    _check_unique(names[wanted])
+    found = names[wanted].get_indexer(pd.Index(schema.genes))
+    missing = [schema.genes[i] for i in np.flatnonzero(found < 0)]
+    if missing:
+        raise CountsError(
+            f"adata.var_names: {len(missing):,} of the model's {schema.n_genes:,} genes are missing "
+            f"{listing(missing)}; give the AnnData before genes were selected, or check that both name genes alike "
+            f"(symbols or identifiers: the AnnData begins {listing(names[:3])})"
+        )
+    return np.asarray(wanted[found])
+
+
+def _levels(obs: pd.DataFrame, key: str) -> Category:
+    """The levels of a column that occur, in pandas' order."""
+    column = obs[key].astype("category").cat.remove_unused_categories()
+    _check_present(obs[key], key)
+    names = tuple(str(level) for level in column.cat.categories)
+    if len(set(names)) < len(names):
+        raise ConditionError(f"adata.obs[{key!r}]: two of its levels have the same name as text {listing(names)}")
+    return Category(key, names)
+
+
+def _codes(obs: pd.DataFrame, category: Category, optional: Sequence[str]) -> np.ndarray:
+    key = category.key
+    if key not in obs.columns and key in optional:
+        return np.full(len(obs), UNREAD, dtype=np.int64)
+    _check_present(obs[key], key)
+    column = obs[key].astype("category").cat.remove_unused_categories()
+    level_codes = category.encode(
+        column.cat.categories.to_numpy(), f"adata.obs[{key!r}]", "levels of the training data"
+    )
+    return level_codes[column.cat.codes.to_numpy()]
+
+
+def _numbers(obs: pd.DataFrame, key: str, optional: Sequence[str]) -> np.ndarray:
+    if key not in obs.columns and key in optional:
+        return np.full(len(obs), np.nan)
+    try:
+        values = obs[key].to_numpy(dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ConditionError(
+            f"adata.obs[{key!r}]: {obs[key].dtype} came, numbers were expected; a covariate of names is a categorical one"
+        ) from error
+    _check_present(pd.Series(np.where(np.isfinite(values), values, np.nan)), key)
+    return values
+
+
+def _check_present(column: pd.Series, key: str) -> None:
+    missing = np.flatnonzero(column.isna().to_numpy())
+    if len(missing):
+        raise ConditionError(
+            f"adata.obs[{key!r}]: {len(missing):,} of {len(column):,} values are missing (rows "
+            f"{listing(missing.tolist(), 5)}); fill them in, or leave those cells out"
+        )

@@ -1,0 +1,193 @@
+"""What a model is and how it is trained: two frozen dataclasses, checked when made, to and from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from scdecode.errors import ConfigError, check_choice, check_integer, check_number, suggestion
+
+GeneLikelihood = Literal["zinb", "nb", "poisson", "normal"]
+Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
+LatentDistribution = Literal["normal", "ln"]
+BatchRepresentation = Literal["one-hot", "embedding"]
+NormPlacement = Literal["encoder", "decoder", "both", "none"]
+
+Config = TypeVar("Config", "ModelConfig", "TrainConfig")
+
+NORM_PLACEMENTS = ("encoder", "decoder", "both", "none")
+
+
+def from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """Make a configuration of class ``kind`` from a mapping of its fields.
+
+    Raises
+    ------
+    ConfigError
+        Where a name is not a field, or a value is not allowed.
+    """
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{kind.__name__}: there is no option {name!r}{suggestion(name, known)}")
+    return kind(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The options of the generative model; names and defaults are those of scvi-tools' ``SCVI``."""
+
+    n_hidden: int = 128
+    """Units in each hidden layer of the encoder and of the decoder."""
+
+    n_latent: int = 10
+    """Dimensions of the latent space."""
+
+    n_layers: int = 1
+    """Hidden layers of the encoder and of the decoder."""
+
+    dropout_rate: float = 0.1
+    """Probability that a hidden unit of the encoder is dropped in training; the decoder drops none."""
+
+    dispersion: Dispersion = "gene"
+    """What the inverse dispersion depends on: the gene alone, or also the batch, the label or the cell."""
+
+    gene_likelihood: GeneLikelihood = "zinb"
+    """Zero-inflated negative binomial, negative binomial, Poisson or normal."""
+
+    latent_distribution: LatentDistribution = "normal"
+    """Normal, or logistic normal (the softmax of a normal: points of the latent space sum to one)."""
+
+    use_observed_lib_size: bool = True
+    """Take a cell's total count as its library size; otherwise learn a log-normal one. A size factor goes first."""
+
+    use_size_factor: bool = False
+    """Take the library size from a column of ``obs``; the scale is then a softplus and does not sum to one."""
+
+    encode_covariates: bool = False
+    """Show the batch and the covariates to the encoder."""
+
+    deeply_inject_covariates: bool = True
+    """Show the batch and the categorical covariates to every hidden layer rather than to the first alone."""
+
+    batch_representation: BatchRepresentation = "one-hot"
+    """One column a batch, or a learned embedding of the batch."""
+
+    batch_embedding_dim: int = 5
+    """Dimensions of the batch embedding; used with ``batch_representation="embedding"`` alone."""
+
+    use_batch_norm: NormPlacement = "both"
+    """Where the hidden layers have batch normalisation."""
+
+    use_layer_norm: NormPlacement = "none"
+    """Where the hidden layers have layer normalisation (without weights), after batch normalisation."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_hidden", "n_latent", "n_layers", "batch_embedding_dim"):
+            check_integer(name, getattr(self, name), minimum=1)
+        check_number("dropout_rate", self.dropout_rate, 0.0, 1.0)
+        check_choice("dispersion", self.dispersion, ("gene", "gene-batch", "gene-label", "gene-cell"))
+        check_choice("gene_likelihood", self.gene_likelihood, ("zinb", "nb", "poisson", "normal"))
+        check_choice("latent_distribution", self.latent_distribution, ("normal", "ln"))
+        check_choice("batch_representation", self.batch_representation, ("one-hot", "embedding"))
+        check_choice("use_batch_norm", self.use_batch_norm, NORM_PLACEMENTS)
+        check_choice("use_layer_norm", self.use_layer_norm, NORM_PLACEMENTS)
+        if self.dropout_rate == 1.0:
+            raise ConfigError("dropout_rate: 1.0 came, which drops every unit; a number below 1 was expected")
+
+    @property
+    def learns_library(self) -> bool:
+        """Whether the library size is a latent variable with an encoder of its own."""
+        return not (self.use_observed_lib_size or self.use_size_factor)
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether the likelihood is one of counts (whole numbers)."""
+        return self.gene_likelihood != "normal"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained; names and defaults are those of scvi-tools."""
+
+    max_epochs: int | None = None
+    """Passes over the training cells; by default ``min(round(20000 / n_cells * 400), 400)``, at least one."""
+
+    train_size: float = 0.9
+    """Fraction of the cells to train on."""
+
+    validation_size: float | None = None
+    """Fraction of the cells to validate on; by default all that are not trained on. What is left is a test set."""
+
+    shuffle_set_split: bool = True
+    """Draw the split at random; otherwise the first cells are trained on, the next validated on."""
+
+    batch_size: int = 128
+    """Cells in a minibatch."""
+
+    lr: float = 1e-3
+    """Learning rate of Adam."""
+
+    weight_decay: float = 1e-6
+    """L2 penalty of Adam."""
+
+    eps: float = 0.01
+    """Term that keeps Adam's denominator from zero."""
+
+    n_epochs_kl_warmup: int | None = 400
+    """Epochs over which the weight of the KL term rises from 0 to 1; None: it is 1 from the start."""
+
+    early_stopping: bool = False
+    """Stop once the validation ELBO no longer improves."""
+
+    early_stopping_patience: int = 45
+    """Validations without an improvement before training stops."""
+
+    early_stopping_min_delta: float = 0.0
+    """By how much (nats a cell) the validation ELBO must fall to count as an improvement."""
+
+    early_stopping_warmup_epochs: int = 0
+    """Epochs before early stopping begins to look."""
+
+    check_val_every_n_epoch: int = 1
+    """Epochs from one validation to the next."""
+
+    seed: int = 0
+    """Seed of the split, the order of the cells, the dropout and the latent draws."""
+
+    def __post_init__(self) -> None:
+        if self.max_epochs is not None:
+            check_integer("max_epochs", self.max_epochs, minimum=1)
+        if self.n_epochs_kl_warmup is not None:
+            check_integer("n_epochs_kl_warmup", self.n_epochs_kl_warmup, minimum=0)
+        check_number("train_size", self.train_size, 0.0, 1.0, open_minimum=True)
+        if self.validation_size is not None:
+            check_number("validation_size", self.validation_size, 0.0, 1.0)
+            if self.train_size + self.validation_size > 1.0 + 1e-9:
+                raise ConfigError(
+                    f"train_size, validation_size: {self.train_size} and {self.validation_size} came, "
+                    "a sum of at most 1 was expected"
+                )
+        check_integer("batch_size", self.batch_size, minimum=2)
+        check_number("lr", self.lr, 0.0, open_minimum=True)
+        check_number("weight_decay", self.weight_decay, 0.0)
+        check_number("eps", self.eps, 0.0, open_minimum=True)
+        check_integer("early_stopping_patience", self.early_stopping_patience, minimum=1)
+        check_number("early_stopping_min_delta", self.early_stopping_min_delta, 0.0)
+        check_integer("early_stopping_warmup_epochs", self.early_stopping_warmup_epochs, minimum=0)
+        check_integer("check_val_every_n_epoch", self.check_val_every_n_epoch, minimum=1)
+        check_integer("seed", self.seed, minimum=0)
+
+    def epochs(self, n_cells: int) -> int:
+        """Epochs to train for with ``n_cells`` cells: ``max_epochs``, or the default for that many cells."""
+        if self.max_epochs is not None:
+            return self.max_epochs
+        return max(min(round(20_000 / n_cells * 400), 400), 1)
+
+    def kl_weight(self, epoch: int) -> float:
+        """Weight of the KL term in epoch ``epoch`` (the first is 0)."""
+        if not self.n_epochs_kl_warmup:
+            return 1.0
+        return min(epoch / self.n_epochs_kl_warmup, 1.0)

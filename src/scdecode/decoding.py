@@ -1,0 +1,232 @@
+"""Latents to expression: tiles of points through the decoder, averaged over conditions, with draws where asked.
+
+Nothing here touches the training state: the network is in evaluation mode, and stays in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Distribution, MixtureSameFamily
+
+from scdecode.conditions import Conditions
+from scdecode.errors import InputError, PointsError, check_integer, unknown_name
+from scdecode.likelihoods import make_likelihood
+from scdecode.points import Points, draw
+from scdecode.vae import VAE
+
+QUANTITIES = ("rate", "scale", "mean", "counts")
+DEFAULT_DRAWS = 100
+QUANTILES = {"q05": 0.05, "q95": 0.95}
+
+_TILE_BYTES = 4 * 2**20  # of one tile of the result: it is written and read a few times, so it should stay in the cache
+_DRAW_BYTES = 256 * 2**20  # of all draws of a tile, which the quantiles need at once
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of the points."""
+
+    quantity: str  # one of QUANTITIES
+    genes: tuple[int, ...] | None  # positions; None: all
+    n_samples: int | None  # None: the points themselves; of "counts": draws of each point
+    seed: int
+    chunk_size: int  # points
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """The expression of the points ``start`` to ``stop``."""
+
+    start: int
+    stop: int
+    values: np.ndarray  # (points, genes); of "counts": (points x draws, genes), the draws of a point side by side
+    layers: dict[str, np.ndarray]  # std, q05, q95: (points, genes), where draws were asked for
+
+
+def make_request(
+    quantity: str,
+    points: Points,
+    n_genes: int,
+    *,
+    genes: tuple[int, ...] | None,
+    n_samples: int | None,
+    seed: int | None,
+    chunk_size: int | None,
+) -> Request:
+    """Check what is wanted, and settle what was left open.
+
+    Raises
+    ------
+    InputError
+        For an unknown quantity, or numbers that are not whole and positive.
+    PointsError
+        Where draws are asked for of points that have no spread.
+    """
+    if quantity not in QUANTITIES:
+        raise InputError(unknown_name("quantity", quantity, QUANTITIES, "quantities"))
+    if n_samples is not None:
+        check_integer("n_samples", n_samples, minimum=1)
+    if quantity == "counts":
+        n_samples = 1 if n_samples is None else n_samples
+    elif points.spread is not None:
+        n_samples = DEFAULT_DRAWS if n_samples is None else n_samples
+    elif n_samples is not None:
+        raise PointsError(
+            "n_samples: draws were asked for, but the points have no spread to draw from; pass spread=..., a normal "
+            "distribution (model.encode(adata, return_dist=True)) or a trajectory; or quantity='counts' to draw counts"
+        )
+    width = n_genes if genes is None else len(genes)
+    if chunk_size is None:
+        budget = _TILE_BYTES if n_samples is None else _DRAW_BYTES
+        chunk_size = min(max(budget // (4 * n_genes * (n_samples or 1)), 1 if n_samples else 16), 4096)
+    check_integer("chunk_size", chunk_size, minimum=1)
+    if seed is not None:
+        check_integer("seed", seed, minimum=0)
+    assert width > 0, "the genes were checked"
+    return Request(quantity, genes, n_samples, 0 if seed is None else seed, chunk_size)
+
+
+def decode_tiles(
+    vae: VAE, points: Points, conditions: Conditions, request: Request, device: torch.device
+) -> Iterator[Tile]:
+    """Decode the points, some at a time, in order."""
+    vae.to(device)
+    try:
+        genes = None if request.genes is None else torch.tensor(request.genes, device=device)
+        for start in range(0, len(points), request.chunk_size):
+            rows = slice(start, min(start + request.chunk_size, len(points)))
+            # a seed a tile: what is drawn for a tile does not depend on the tiles before it
+            generator = torch.Generator().manual_seed((request.seed * 1_000_003 + start) % 2**63)
+            with torch.inference_mode():
+                tile = _decode_rows(vae, points, rows, conditions, request, genes, generator, device)
+            yield tile
+    finally:
+        vae.to("cpu")
+
+
+def _decode_rows(
+    vae: VAE,
+    points: Points,
+    rows: slice,
+    conditions: Conditions,
+    request: Request,
+    genes: Tensor | None,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Tile:
+    start, stop = rows.start, rows.stop
+    if request.quantity == "counts":
+        assert request.n_samples is not None, "settled by make_request"
+        z = draw(points, rows, request.n_samples, generator).to(device)
+        values = _counts(vae, z, conditions, rows, genes, generator)
+        return Tile(start, stop, values.transpose(0, 1).reshape(-1, values.shape[-1]).cpu().numpy(), {})
+    if request.n_samples is None:
+        values = averaged(vae, points.z_nk[rows].to(device), conditions, rows, request.quantity, genes)
+        return Tile(start, stop, values.cpu().numpy(), {})
+    z = draw(points, rows, request.n_samples, generator).to(device)
+    draws = averaged(vae, z, conditions, rows, request.quantity, genes)
+    ordered = draws.sort(dim=0).values
+    layers = {"std": draws.std(dim=0, correction=0).cpu().numpy()}
+    for name, q in QUANTILES.items():
+        layers[name] = _quantile(ordered, q).cpu().numpy()
+    return Tile(start, stop, draws.mean(dim=0).cpu().numpy(), layers)
+
+
+def _quantile(ordered: Tensor, q: float) -> Tensor:
+    """The quantile of draws sorted along the first axis, by linear interpolation."""
+    place = q * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return torch.lerp(ordered[below], ordered[above], place - below)
+
+
+def averaged(vae: VAE, z: Tensor, conditions: Conditions, rows: slice, quantity: str, genes: Tensor | None) -> Tensor:
+    """The scale, rate or mean of points ``(..., n, k)``, averaged over the slots of their conditions."""
+    total: Tensor | None = None
+    for slot in range(conditions.n_slots):
+        codes, continuous, weights = slot_inputs(conditions, rows, slot, z.device)
+        output = vae.decode(z, codes, continuous, genes=genes, parameters=quantity == "mean")
+        values = output.log_scale.exp_() if not output.log_scale.requires_grad else output.log_scale.exp()
+        if output.zi_logits is not None:
+            values = values * torch.sigmoid(-output.zi_logits)
+        if conditions.n_slots > 1:
+            values = values * weights
+        total = values if total is None else total + values
+    assert total is not None, "there is at least one slot"
+    return total if quantity == "scale" else total * library_sizes(conditions, rows, z.device)
+
+
+def slot_inputs(
+    conditions: Conditions, rows: slice, slot: int | Tensor, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes ``(n or 1, c)``, covariates ``(n or 1, d)`` and weights ``(n or 1, 1)`` of one slot of each point.
+
+    ``slot`` is the same for all points, or a tensor of one for each.
+    """
+    group = np.zeros(1, dtype=np.int64) if conditions.group_n is None else conditions.group_n[rows]
+    chosen = slot if isinstance(slot, int) else slot.cpu().numpy()
+    codes = torch.from_numpy(conditions.codes_gmc[group, chosen])
+    continuous = torch.from_numpy(conditions.continuous_gmd[group, chosen])
+    if conditions.given_nd is not None:
+        given = torch.from_numpy(conditions.given_nd[rows])
+        continuous = torch.where(given.isnan(), continuous, given)
+    weights = torch.from_numpy(conditions.weights_gm[group, chosen]).float().unsqueeze(-1)
+    return codes.to(device), continuous.to(device), weights.to(device)
+
+
+def library_sizes(conditions: Conditions, rows: slice, device: torch.device) -> Tensor:
+    """Library sizes of the points at ``rows``, ``(n or 1, 1)``."""
+    sizes = conditions.library_n if len(conditions.library_n) == 1 else conditions.library_n[rows]
+    return torch.from_numpy(sizes).unsqueeze(-1).to(device)
+
+
+def _counts(
+    vae: VAE, z_snk: Tensor, conditions: Conditions, rows: slice, genes: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    """Counts drawn from the likelihood, ``(draws, n, genes)``; each draw has one of its point's conditions."""
+    drawn = []
+    group = slice(None) if conditions.group_n is None else conditions.group_n[rows]
+    weights = torch.from_numpy(conditions.weights_gm[group]).expand(z_snk.shape[1], -1)
+    log_library = library_sizes(conditions, rows, z_snk.device).log()
+    with torch.random.fork_rng():  # torch's gamma and Poisson draws know no generator of ours
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        for z_nk in z_snk:
+            slot = torch.multinomial(weights, 1).squeeze(1) if conditions.n_slots > 1 else 0
+            codes, continuous, _ = slot_inputs(conditions, rows, slot, z_nk.device)
+            output = vae.decode(z_nk, codes, continuous, genes=genes)
+            drawn.append(vae.likelihood(output, log_library, codes, genes).sample())
+    return torch.stack(drawn)
+
+
+def distribution(vae: VAE, z: Tensor, conditions: Conditions, genes: Tensor | None) -> Distribution:
+    """p(x | z) of points ``(n, k)``, differentiable in z and in the weights.
+
+    Averaged over several conditions it is, for each gene, the mixture over them.
+    """
+    rows = slice(0, len(z))
+    log_library = library_sizes(conditions, rows, z.device).log()
+    if conditions.n_slots == 1:
+        codes, continuous, _ = slot_inputs(conditions, rows, 0, z.device)
+        return vae.likelihood(vae.decode(z, codes, continuous, genes=genes), log_library, codes, genes)
+    inputs = [slot_inputs(conditions, rows, slot, z.device) for slot in range(conditions.n_slots)]
+    codes = torch.stack([codes for codes, _, _ in inputs])
+    continuous = torch.stack([continuous for _, continuous, _ in inputs])
+    z_mnk = z.expand(len(inputs), *z.shape)
+    output = vae.decode(z_mnk, codes, continuous, genes=genes)
+    log_theta = vae.dispersion(output, codes, genes)
+    shape = output.log_scale.shape
+    # torch's mixture wants the components, here the first of (slots, n, genes), as the last axis
+    log_mu, log_theta, zi_logits = (
+        None if t is None else t.expand(shape).movedim(0, -1)
+        for t in (log_library + output.log_scale, log_theta, output.zi_logits)
+    )
+    assert log_mu is not None, "there is always a mean"
+    component = make_likelihood(vae.config.gene_likelihood, log_mu, log_theta, zi_logits)
+    weights = torch.cat([weights for _, _, weights in inputs], dim=-1)  # (n or 1, slots)
+    weights_ngm = weights.unsqueeze(1).expand(log_mu.shape)
+    return MixtureSameFamily(Categorical(weights_ngm, validate_args=False), component, validate_args=False)

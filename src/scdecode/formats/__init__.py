@@ -1,0 +1,1 @@
+"""Model directories: our own, and later those of others."""

@@ -1,0 +1,59 @@
+"""What the user said of the library size -> counts (or size factors), one for all points or one per point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from scdecode.errors import ConditionError, ConditionWarning, listing, warn
+from scdecode.schema import Schema
+
+DEFAULT_LIBRARY = 1e4
+"""Counts of the cell that is decoded, unless said otherwise: the answer is then in counts per ten thousand."""
+
+
+def read_library_size(schema: Schema, n_points: int, library_size: Any) -> np.ndarray:
+    """Library sizes, ``(1,)`` or ``(n,)`` float32."""
+    factor = schema.median_size_factor
+    if library_size is None:
+        return np.array([DEFAULT_LIBRARY if factor is None else factor], dtype=np.float32)
+    if isinstance(library_size, str):
+        if library_size != "observed":
+            raise ConditionError(f"library_size: {library_size!r} came, a number, an array or 'observed' was expected")
+        return np.array([schema.median_library if factor is None else factor], dtype=np.float32)
+    if isinstance(library_size, torch.Tensor):
+        library_size = library_size.detach().cpu().numpy()
+    try:
+        sizes = np.asarray(library_size, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ConditionError(f"library_size: {library_size!r} came, numbers were expected") from error
+    if sizes.shape not in ((), (1,), (n_points,), (n_points, 1)):
+        raise ConditionError(
+            f"library_size: an array of shape {sizes.shape} came, one number or one per point, ({n_points},), was expected"
+        )
+    sizes = sizes.reshape(-1)
+    bad = sizes[~(np.isfinite(sizes) & (sizes > 0))]
+    if len(bad):
+        raise ConditionError(f"library_size: {listing(bad.tolist(), 3)} came, positive finite numbers were expected")
+    _warn_of_strange_library(schema, sizes)
+    return sizes.astype(np.float32)
+
+
+def _warn_of_strange_library(schema: Schema, sizes: np.ndarray) -> None:
+    if schema.median_size_factor is None:
+        if len(sizes) and sizes.max() < 20:
+            warn(
+                f"library_size: {sizes.max():g} is taken as counts, and looks like the logarithm of a library size; "
+                f"if it is one, pass its exponential, {np.exp(sizes.max()):,.0f}",
+                ConditionWarning,
+            )
+        return
+    assert schema.max_size_factor is not None, "both are there or neither is"
+    if sizes.max() > 10 * schema.max_size_factor:
+        warn(
+            f"library_size: {sizes.max():g} came, and this model was set up with size factors (median "
+            f"{schema.median_size_factor:g}, largest {schema.max_size_factor:g}); pass one in those units",
+            ConditionWarning,
+        )

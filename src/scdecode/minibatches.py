@@ -1,0 +1,87 @@
+"""Which cells are trained on, in which order, and a handful of them as tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scdecode.cells import Cells
+from scdecode.config import TrainConfig
+from scdecode.errors import ConfigError
+
+
+@dataclass(frozen=True, eq=False)
+class Minibatch:
+    """Some cells as tensors on one device."""
+
+    x_ng: Tensor  # (n, g) float32 counts, dense
+    codes_nc: Tensor  # (n, c) int64: batch, each categorical covariate, label
+    continuous_nd: Tensor  # (n, d) float32
+    library_n1: Tensor  # (n, 1) float32: total counts, or the size factor where there is one
+
+    def __len__(self) -> int:
+        return self.x_ng.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Positions of the cells of each set, each ``int64`` and one-dimensional."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def split_cells(n_cells: int, config: TrainConfig) -> Split:
+    """Draw the training, validation and test cells.
+
+    The sizes are those of scvi-tools: ``ceil(train_size n)`` and ``floor(validation_size n)``. Unshuffled, the
+    validation cells come first, then the training cells, then the rest.
+
+    Raises
+    ------
+    ConfigError
+        Where fewer than two cells are left to train on.
+    """
+    n_train = math.ceil(config.train_size * n_cells - 1e-9)
+    left = n_cells - n_train
+    n_validation = left if config.validation_size is None else min(math.floor(config.validation_size * n_cells), left)
+    if n_train < 2:
+        raise ConfigError(
+            f"train_size: {config.train_size} of {n_cells} cells leaves {n_train} to train on, at least 2 were expected"
+        )
+    order = np.arange(n_cells)
+    if config.shuffle_set_split:
+        order = np.random.default_rng([config.seed, 0]).permutation(n_cells)
+    return Split(
+        train=order[n_validation : n_validation + n_train],
+        validation=order[:n_validation],
+        test=order[n_validation + n_train :],
+    )
+
+
+def rows_of(order: np.ndarray, size: int, *, lone: bool = False) -> Iterator[np.ndarray]:
+    """Cut an order of cells into minibatches.
+
+    Unless ``lone``, a last minibatch of one cell joins the one before: batch normalisation has no variance of it.
+    """
+    stops = list(range(size, len(order), size))
+    if stops and not lone and len(order) - stops[-1] == 1:
+        stops.pop()
+    yield from np.split(order, stops)
+
+
+def gather(cells: Cells, rows: np.ndarray | slice, device: torch.device) -> Minibatch:
+    """The cells at ``rows`` as tensors; the counts become dense here and not before."""
+    library_n = cells.library_n if cells.size_factor_n is None else cells.size_factor_n
+    return Minibatch(
+        x_ng=torch.from_numpy(cells.counts[rows].toarray()).to(device),
+        codes_nc=torch.from_numpy(cells.codes_nc[rows]).to(device),
+        continuous_nd=torch.from_numpy(cells.continuous_nd[rows]).to(device),
+        library_n1=torch.from_numpy(library_n[rows, None]).to(device),
+    )

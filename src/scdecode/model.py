@@ -1,0 +1,660 @@
+"""``SCVI`` and ``load``: the face of the package, thin methods over the floors below."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from torch import Tensor
+from torch.distributions import Distribution, Normal
+
+from scdecode import config as configs
+from scdecode.cells import Cells, check_cells, read_cells, read_training_cells, setup_anndata
+from scdecode.conditions import resolve
+from scdecode.config import (
+    BatchRepresentation,
+    Dispersion,
+    GeneLikelihood,
+    LatentDistribution,
+    ModelConfig,
+    NormPlacement,
+    TrainConfig,
+)
+from scdecode.decoding import decode_tiles, distribution, make_request
+from scdecode.devices import choose_device
+from scdecode.encoding import Posterior, encode, latent_draws, latent_mean
+from scdecode.errors import (
+    InputError,
+    NotTrainedError,
+    PointsError,
+    SupportWarning,
+    TrainingWarning,
+    listing,
+    unknown_name,
+    warn,
+)
+from scdecode.formats import native
+from scdecode.formats.native import StoredModel, build_vae
+from scdecode.points import read_points
+from scdecode.progress import training_progress
+from scdecode.provenance import make_frame
+from scdecode.reference import Reference, make_reference
+from scdecode.results import OnTile, collect, stream
+from scdecode.schema import Columns, Schema
+from scdecode.support import FAR, Support, make_support
+from scdecode.training import OnEpoch, fit
+from scdecode.vae import VAE
+
+
+class SCVI:
+    """scVI: a variational autoencoder of single-cell RNA counts (Lopez et al. 2018, Nature Methods 15:1053).
+
+    Parameters
+    ----------
+    adata
+        Cells that :meth:`setup_anndata` was called on.
+    n_hidden, n_latent, n_layers, dropout_rate, dispersion, gene_likelihood, use_observed_lib_size, latent_distribution
+        See :class:`scdecode.ModelConfig`, as for the options below.
+    encode_covariates, deeply_inject_covariates, batch_representation, batch_embedding_dim
+        How the conditions enter the networks.
+    use_batch_norm, use_layer_norm
+        Where the hidden layers are normalised.
+    seed
+        Of the initial weights.
+
+    Raises
+    ------
+    InputError, CountsError, ConditionError, ConfigError
+        For cells that were not set up or are no counts, and for options that are not allowed.
+
+    Examples
+    --------
+    >>> import scdecode as sd
+    >>> adata = sd.datasets.simulate_branching(300, 50)
+    >>> sd.SCVI.setup_anndata(adata, batch_key="batch")
+    >>> model = sd.SCVI(adata, n_latent=4, gene_likelihood="nb")
+    >>> model.train(max_epochs=2)
+    >>> expression = model.decode([[0.0, 0.0, 0.0, 0.0]], batch="batch_1", library_size=1e4)
+    >>> expression.shape
+    (1, 50)
+    """
+
+    def __init__(
+        self,
+        adata: AnnData,
+        n_hidden: int = 128,
+        n_latent: int = 10,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        dispersion: Dispersion = "gene",
+        gene_likelihood: GeneLikelihood = "zinb",
+        use_observed_lib_size: bool = True,
+        latent_distribution: LatentDistribution = "normal",
+        *,
+        encode_covariates: bool = False,
+        deeply_inject_covariates: bool = True,
+        batch_representation: BatchRepresentation = "one-hot",
+        batch_embedding_dim: int = 5,
+        use_batch_norm: NormPlacement = "both",
+        use_layer_norm: NormPlacement = "none",
+        seed: int = 0,
+    ) -> None:
+        schema, cells = read_training_cells(adata)
+        config = ModelConfig(
+            n_hidden=n_hidden,
+            n_latent=n_latent,
+            n_layers=n_layers,
+            dropout_rate=dropout_rate,
+            dispersion=dispersion,
+            gene_likelihood=gene_likelihood,
+            use_observed_lib_size=use_observed_lib_size,
+            use_size_factor=schema.columns.size_factor_key is not None,
+            latent_distribution=latent_distribution,
+            encode_covariates=encode_covariates,
+            deeply_inject_covariates=deeply_inject_covariates,
+            batch_representation=batch_representation,
+            batch_embedding_dim=batch_embedding_dim,
+            use_batch_norm=use_batch_norm,
+            use_layer_norm=use_layer_norm,
+        )
+        _check(cells, config)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            vae = build_vae(config, schema, _library_prior(cells, schema.n_batches))
+        self._set(config, schema, vae.eval().requires_grad_(False))
+        self._cells: Cells | None = cells
+
+    def _set(self, config: ModelConfig, schema: Schema, vae: VAE) -> None:
+        self.config = config
+        self.schema = schema
+        self.vae = vae
+        self.train_config = TrainConfig()
+        self._cells = None
+        self._reference: Reference | None = None
+        self._support: Support | None = None
+        self._history = pd.DataFrame()
+        self._ending = "not trained"
+
+    @classmethod
+    def _of(cls, stored: StoredModel) -> SCVI:
+        model = cls.__new__(cls)
+        model._set(stored.config, stored.schema, stored.vae)
+        model.train_config = stored.train_config
+        model._reference = stored.reference
+        model._history = pd.DataFrame(stored.summary["history"]).rename_axis(index="epoch")
+        model._ending = stored.summary["ending"]
+        return model
+
+    # -- cells in --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def setup_anndata(
+        adata: AnnData,
+        layer: str | None = None,
+        batch_key: str | None = None,
+        labels_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: Sequence[str] | None = None,
+        continuous_covariate_keys: Sequence[str] | None = None,
+    ) -> None:
+        """Say where in an AnnData the counts and the conditions are; noted in ``adata.uns["scdecode_setup"]``.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes.
+        layer
+            The layer of raw counts; by default ``adata.X``.
+        batch_key, labels_key
+            Columns of ``adata.obs`` with the batch and with a label of each cell.
+        size_factor_key
+            A column of positive size factors, used in the place of the total count.
+        categorical_covariate_keys, continuous_covariate_keys
+            Columns of further conditions.
+
+        Raises
+        ------
+        InputError
+            For a layer or a column that is not there; the message lists those that are.
+        """
+        lists = {
+            "categorical_covariate_keys": categorical_covariate_keys,
+            "continuous_covariate_keys": continuous_covariate_keys,
+        }
+        for name, keys in lists.items():
+            if isinstance(keys, str):
+                raise InputError(f"{name}: {keys!r} came, a list of columns was expected: [{keys!r}]")
+        columns = Columns(
+            layer=layer,
+            batch_key=batch_key,
+            labels_key=labels_key,
+            size_factor_key=size_factor_key,
+            categorical_covariate_keys=tuple(categorical_covariate_keys or ()),
+            continuous_covariate_keys=tuple(continuous_covariate_keys or ()),
+        )
+        setup_anndata(adata, columns)
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        device: str = "auto",
+        checkpoint: str | Path | None = None,
+        progress: bool = True,
+        on_epoch: OnEpoch | None = None,
+        **options: Any,
+    ) -> None:
+        """Train the model; Ctrl-C ends training and keeps the model as of the last whole epoch.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the training cells; by default fewer for more cells, at most 400.
+        device
+            ``"cpu"``, ``"cuda"``, ``"mps"``; ``"auto"`` takes a CUDA device where there is one.
+        checkpoint
+            A file to keep the state in after each epoch; where it exists, training goes on from it.
+        progress
+            Whether to show a progress bar; there is none where the output is no terminal.
+        on_epoch
+            Called after each epoch with the epochs done, the epochs to do, and the epoch's row of the history.
+        **options
+            The other fields of :class:`scdecode.TrainConfig`: ``batch_size``, ``early_stopping``, ``lr``,
+            ``n_epochs_kl_warmup``, ``train_size``, ``seed`` and so on.
+
+        Raises
+        ------
+        TrainingError
+            Where the loss is no longer a number.
+        ConfigError
+            For options that do not exist or are not allowed.
+        InputError
+            For a model that was opened from files: it has no cells.
+        """
+        if self._cells is None:
+            raise InputError(
+                "train: this model was opened from files and has no cells; make a new one with SCVI(adata)"
+            )
+        config = configs.from_dict(TrainConfig, {"max_epochs": max_epochs, **options})
+        with training_progress(enabled=progress) as show:
+
+            def tell(done: int, total: int, row: dict[str, float]) -> None:
+                show(done, total, row)
+                if on_epoch is not None:
+                    on_epoch(done, total, row)
+
+            result = fit(
+                self.vae, self._cells, config, device=choose_device(device), on_epoch=tell, checkpoint=checkpoint
+            )
+        self.train_config = config
+        self._history = pd.concat([self._history, result.table], ignore_index=True).rename_axis(index="epoch")
+        self._ending = result.ending
+        self._reference = make_reference(self.vae, self._cells, result.split.train, config.seed)
+        self._support = None
+        if result.ending == "interrupted":
+            warn(f"train: interrupted; the model has the weights of epoch {len(result.table)}", TrainingWarning)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the model has trained weights."""
+        return self._reference is not None
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """A row an epoch: ELBO, reconstruction loss and KL in nats a cell, of the training and validation cells."""
+        return self._history
+
+    # -- cells to latents ------------------------------------------------------------------------------------------
+
+    def posterior(
+        self, adata: AnnData | None = None, *, indices: Any = None, batch_size: int = 1024, device: str = "cpu"
+    ) -> Normal:
+        """The posterior q(z | x) of each cell: a torch ``Normal`` of shape ``(n, k)``.
+
+        :meth:`decode` takes it as points with a spread. For ``latent_distribution="ln"`` it is that of z before its
+        softmax, and :meth:`get_latent_representation` gives latent points.
+
+        Parameters
+        ----------
+        adata
+            Cells; genes may be in another order and there may be more of them. By default the cells of training.
+        indices
+            Positions or a mask of the cells wanted; by default all.
+        batch_size
+            Cells that are made dense at once.
+        device
+            Where to compute.
+
+        Raises
+        ------
+        CountsError, ConditionError, InputError
+            For genes that are missing, values that are no counts, unknown categories, missing columns.
+        """
+        posterior = self._posterior(adata, indices, batch_size, device)
+        return Normal(posterior.mean_nk, posterior.variance_nk.sqrt(), validate_args=False)
+
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Any = None,
+        give_mean: bool = True,
+        mc_samples: int = 5000,
+        batch_size: int | None = None,
+        *,
+        n_samples: int | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> np.ndarray:
+        """Latent points of cells, ``(n, k)`` float32.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, device
+            As for :meth:`posterior`.
+        give_mean
+            The posterior mean; otherwise a draw from the posterior.
+        mc_samples
+            Draws for the mean of ``latent_distribution="ln"``, which has no closed form.
+        n_samples
+            Draw that many points of each cell: ``(n_samples, n, k)``.
+        seed
+            Of the draws.
+        """
+        posterior = self._posterior(adata, indices, batch_size or 1024, device)
+        if n_samples is not None:
+            return latent_draws(posterior, self.config, n_samples, seed=seed)
+        if give_mean:
+            return latent_mean(posterior, self.config, n_draws=mc_samples, seed=seed)
+        return latent_draws(posterior, self.config, 1, seed=seed)[0]
+
+    def _posterior(self, adata: AnnData | None, indices: Any, batch_size: int, device: str) -> Posterior:
+        self._check_trained("encode")
+        rows = None if indices is None else np.asarray(indices)
+        if rows is not None and rows.dtype == bool:
+            rows = np.flatnonzero(rows)
+        if adata is not None:
+            cells = read_cells(adata, self.schema, need_conditions=self.config.encode_covariates, indices=rows)
+            _check(cells, self.config)
+        elif self._cells is not None:
+            cells = self._cells if rows is None else self._cells.at(rows)
+        else:
+            raise InputError("adata: none came, and a model that was opened from files has no cells; pass an AnnData")
+        return encode(self.vae, cells, batch_size=batch_size, device=choose_device(device))
+
+    # -- latents to expression -------------------------------------------------------------------------------------
+
+    def decode(
+        self,
+        points: Any,
+        *,
+        quantity: str = "rate",
+        library_size: Any = None,
+        batch: Any = None,
+        labels: Any = None,
+        categorical: Mapping[str, Any] | None = None,
+        continuous: Mapping[str, Any] | None = None,
+        genes: Sequence[str] | None = None,
+        spread: Any = None,
+        n_samples: int | None = None,
+        seed: int | None = None,
+        out: str | Path | None = None,
+        chunk_size: int | None = None,
+        max_conditions: int = 100,
+        use_rep: str | None = None,
+        device: str | None = None,
+        on_tile: OnTile | None = None,
+    ) -> AnnData:
+        """Decode latent points to gene expression.
+
+        Parameters
+        ----------
+        points
+            ``(..., k)``: numpy, torch, dask, a list, a DataFrame, an AnnData with ``use_rep``, a torch ``Normal`` or
+            ``MultivariateNormal``, or a :class:`scdecode.Trajectory`. They need be no cell's.
+        quantity
+            ``"scale"``: rho, the fraction of the RNA, which sums to one over all genes of the model. ``"rate"``:
+            l rho, counts expected before zero inflation. ``"mean"``: (1 - pi) l rho, counts expected to be observed.
+            ``"counts"``: counts drawn from the likelihood. (Symbols as in Lopez et al. 2018, Methods.)
+        library_size
+            l, in counts, never its logarithm: one number, one per point, or ``"observed"`` for the median of the
+            training cells. By default 1e4 counts; for a model with a size factor, the median size factor.
+        batch, labels
+            A name for all points; a numpy array or pandas Series, one per point; a list of names to average over, or a
+            mapping of names to weights. By default the average over the combinations of conditions that occurred in
+            training, weighted by their cells. ``labels`` matters with ``dispersion="gene-label"`` alone.
+        categorical, continuous
+            Mappings of covariate names to values, each in one of these forms; continuous covariates in the units of
+            the training data.
+        genes
+            Names of the genes to return; the scale stays a fraction of all genes.
+        spread
+            How far the latent points scatter: a standard deviation, ``(..., k)`` of them, or ``(..., k, k)``
+            covariances. The result is then the mean over draws, with layers ``std``, ``q05`` and ``q95``.
+        n_samples
+            Draws for the spread (by default 100), or of ``"counts"`` for each point (by default 1; the draws of a point
+            are rows side by side, numbered in ``obs``).
+        seed
+            Of the draws; None is 0.
+        out
+            A ``.h5ad`` or ``.zarr`` to write to, tile by tile, with memory that does not grow with the points; the
+            result then reads from it.
+        chunk_size
+            Points in a tile; by default as many as fit the processor's cache.
+        max_conditions
+            Combinations of conditions to average over, at most; the most frequent are kept.
+        use_rep
+            The entry of ``obsm`` with the points, for an AnnData; by default ``"X_scVI"``.
+        device
+            Where to compute; by default the CPU.
+        on_tile
+            Called with the number of points of each tile that is done.
+
+        Returns
+        -------
+        AnnData
+            Points x genes. ``obs`` has the conditions, ``library_size``, ``support`` (percent, see :meth:`support`) and
+            ``supported``; ``obsm["latent"]`` the points; ``uns["scdecode"]`` what was done, which
+            :func:`scdecode.decode_arguments` turns back into arguments.
+
+        Raises
+        ------
+        PointsError
+            For points of the wrong width, without rows, with NaN.
+        ConditionError
+            For unknown names, wrong lengths, missing values, impossible library sizes.
+        InputError
+            For unknown genes or quantities.
+        OutputError
+            Where ``out`` cannot be written; nothing is left that looks finished.
+        """
+        self._check_trained("decode")
+        read = read_points(
+            points,
+            self.config.n_latent,
+            spread=spread,
+            use_rep=use_rep,
+            simplex=self.config.latent_distribution == "ln",
+        )
+        conditions = resolve(
+            self.schema,
+            len(read),
+            batch=batch,
+            labels=labels,
+            categorical=categorical,
+            continuous=continuous,
+            library_size=library_size,
+            max_conditions=max_conditions,
+            label_matters=self.config.dispersion == "gene-label",
+        )
+        positions = self._gene_positions(genes)
+        request = make_request(
+            quantity, read, self.schema.n_genes, genes=positions, n_samples=n_samples, seed=seed, chunk_size=chunk_size
+        )
+        support_n = self._support_of().percentile(read.z_nk)
+        _warn_of_support(support_n)
+        frame = make_frame(self.schema, read, conditions, request, support_n)
+        tiles = decode_tiles(self.vae, read, conditions, request, choose_device(device or "cpu"))
+        return collect(tiles, frame, on_tile) if out is None else stream(tiles, frame, out, on_tile)
+
+    def distribution(
+        self,
+        z: Tensor,
+        *,
+        library_size: Any = None,
+        batch: Any = None,
+        labels: Any = None,
+        categorical: Mapping[str, Any] | None = None,
+        continuous: Mapping[str, Any] | None = None,
+        genes: Sequence[str] | None = None,
+        max_conditions: int = 100,
+    ) -> Distribution:
+        """p(x | z) as a torch distribution, differentiable in z; the arguments are those of :meth:`decode`.
+
+        Parameters
+        ----------
+        z
+            ``(n, k)`` tensor on the CPU.
+        library_size, batch, labels, categorical, continuous, genes, max_conditions
+            As for :meth:`decode`. Averaged over several conditions, each gene has the mixture over them.
+
+        Returns
+        -------
+        torch.distributions.Distribution
+            Of counts, ``(n, genes)``: ``log_prob``, ``mean``, ``variance``, ``sample``.
+        """
+        self._check_trained("distribution")
+        if not isinstance(z, Tensor) or z.dim() != 2 or z.shape[1] != self.config.n_latent:
+            came = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise PointsError(f"z: {came} came, a tensor of shape (n, {self.config.n_latent}) was expected")
+        read_points(z, self.config.n_latent, simplex=self.config.latent_distribution == "ln")  # for its checks
+        conditions = resolve(
+            self.schema,
+            len(z),
+            batch=batch,
+            labels=labels,
+            categorical=categorical,
+            continuous=continuous,
+            library_size=library_size,
+            max_conditions=max_conditions,
+            label_matters=self.config.dispersion == "gene-label",
+        )
+        positions = self._gene_positions(genes)
+        return distribution(self.vae, z.float(), conditions, None if positions is None else torch.tensor(positions))
+
+    def support(self, points: Any, *, use_rep: str | None = None) -> np.ndarray:
+        """How close points are to the cells that the model learned from, in percent, in the shape of the points.
+
+        50 is a typical training cell, 100 is farther from the others than any. Above 99 the decoder has learned from
+        nothing nearby, and what it says there is extrapolation.
+
+        Parameters
+        ----------
+        points, use_rep
+            As for :meth:`decode`.
+        """
+        self._check_trained("support")
+        read = read_points(points, self.config.n_latent, use_rep=use_rep)
+        return self._support_of().percentile(read.z_nk).reshape(read.shape)
+
+    def reference_latents(self) -> np.ndarray:
+        """Latents of the training cells that the model keeps, ``(r, k)``: up to 20,000."""
+        self._check_trained("reference_latents")
+        assert self._reference is not None, "a trained model has a reference"
+        return self._reference.latent_rk
+
+    def _support_of(self) -> Support:
+        assert self._reference is not None, "a trained model has a reference"
+        if self._support is None:
+            self._support = make_support(self._reference.latent_rk)
+        return self._support
+
+    def _gene_positions(self, genes: Sequence[str] | None) -> tuple[int, ...] | None:
+        if genes is None:
+            return None
+        names = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
+        for name in names:
+            if name not in self.schema.gene_codes:
+                raise InputError(unknown_name("genes", name, self.schema.genes, "genes of the model"))
+        if not names or len(set(names)) < len(names):
+            raise InputError(
+                f"genes: {listing(names)} came, which is empty or names a gene twice; each once was expected"
+            )
+        return tuple(self.schema.gene_codes[name] for name in names)
+
+    # -- keeping ---------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the model to a directory, which appears whole or not at all.
+
+        Parameters
+        ----------
+        path
+            The directory.
+        overwrite
+            Whether to replace one that is there.
+
+        Raises
+        ------
+        OutputError
+            Where it cannot be written, or is there already.
+        """
+        self._check_trained("save")
+        assert self._reference is not None, "a trained model has a reference"
+        summary = {"history": self._history.to_dict(orient="list"), "ending": self._ending}
+        stored = StoredModel(
+            config=self.config,
+            schema=self.schema,
+            vae=self.vae,
+            reference=self._reference,
+            train_config=self.train_config,
+            summary=summary,
+            version=version("scdecode"),
+        )
+        native.write(path, stored, overwrite=overwrite)
+
+    def info(self) -> dict[str, Any]:
+        """What the model is, for people and for JSON: genes, conditions, options, training."""
+        schema, last = self.schema, self._history.tail(1)
+        categories = [c for c in (schema.batch, *schema.categorical, schema.labels) if c is not None]
+        return {
+            "class": type(self).__name__,
+            "n_genes": schema.n_genes,
+            "genes": list(schema.genes),
+            "n_cells": schema.n_cells,
+            "median_library_size": schema.median_library,
+            "columns": dataclasses.asdict(schema.columns),
+            "categories": {c.key: list(c.names) for c in categories},
+            "continuous": list(schema.continuous),
+            "n_conditions": len(schema.conditions.n_cells_m),
+            "options": dataclasses.asdict(self.config),
+            "training": dataclasses.asdict(self.train_config),
+            "epochs": len(self._history),
+            "ending": self._ending,
+            "last_epoch": {str(key): float(value) for key, value in last.iloc[0].items()} if len(last) else {},
+            "n_reference": 0 if self._reference is None else len(self._reference.latent_rk),
+        }
+
+    def __repr__(self) -> str:
+        """The size, the options and the state, in two lines."""
+        c, s = self.config, self.schema
+        trained = f"trained for {len(self._history)} epochs" if self.is_trained else "not trained"
+        return (
+            f"{type(self).__name__}: {s.n_cells:,} cells x {s.n_genes:,} genes, {s.n_batches} batches, {trained}\n"
+            f"  {c.gene_likelihood}, dispersion {c.dispersion}, {c.n_latent} latent dimensions, "
+            f"{c.n_layers} hidden layer(s) of {c.n_hidden}"
+        )
+
+    def _check_trained(self, place: str) -> None:
+        if not self.is_trained:
+            raise NotTrainedError(f"{place}: the model has no trained weights; call model.train() first")
+
+
+def load(path: str | Path) -> SCVI:
+    """Open a model directory; it needs no AnnData.
+
+    Parameters
+    ----------
+    path
+        What :meth:`SCVI.save` wrote.
+
+    Raises
+    ------
+    FormatError
+        Where there is no model; its kinds say whether it was edited, is newer than this scdecode, or another program's.
+    """
+    return SCVI._of(native.read(path))
+
+
+def _check(cells: Cells, config: ModelConfig) -> None:
+    observed = config.use_observed_lib_size and not config.use_size_factor
+    check_cells(cells, whole=config.has_counts, observed_library=observed)
+
+
+def _library_prior(cells: Cells, n_batches: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the log total count in each batch; 0 and 1 where a batch has no counts."""
+    mean, variance = torch.zeros(n_batches), torch.ones(n_batches)
+    for batch in range(n_batches):
+        library = cells.library_n[(cells.codes_nc[:, 0] == batch) & (cells.library_n > 0)]
+        if len(library):
+            logs = np.log(library.astype(np.float64))
+            mean[batch], variance[batch] = float(logs.mean()), float(logs.var())
+    return mean, variance
+
+
+def _warn_of_support(support_n: np.ndarray) -> None:
+    far = int((support_n > FAR).sum())
+    if far:
+        warn(
+            f"points: {far:,} of {len(support_n):,} lie farther from the training cells than {FAR:g} % of these lie from "
+            "each other; what is decoded there is extrapolation (obs['supported'] is False)",
+            SupportWarning,
+        )

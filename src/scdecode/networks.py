@@ -1,0 +1,177 @@
+"""The encoder's and the decoder's networks: hidden layers that are told the conditions, and the heads on top.
+
+Conditions enter as codes. A one-hot column times a weight matrix is a column of that matrix, so a layer adds up the
+columns of its conditions; one row of codes for all points is then computed once, whatever the number of points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, linear, log_softmax, relu, softplus
+
+
+class CovariateLinear(nn.Linear):
+    """A linear layer of an input beside one-hot columns of categorical conditions.
+
+    Parameters
+    ----------
+    n_in
+        Width of the input.
+    n_out
+        Width of the output.
+    n_levels
+        Levels of each condition; those with one level have no column, as they say nothing.
+    """
+
+    def __init__(self, n_in: int, n_out: int, n_levels: Sequence[int] = (), *, bias: bool = True) -> None:
+        self.n_input = n_in
+        self.n_levels = tuple(n_levels)
+        super().__init__(n_in + sum(n for n in self.n_levels if n > 1), n_out, bias=bias)
+
+    def forward(self, x: Tensor, codes: Tensor | None = None) -> Tensor:
+        """Map ``x`` (..., n_in) and ``codes`` (..., n_conditions), which may have fewer or shorter leading axes."""
+        if self.in_features == self.n_input:
+            return linear(x, self.weight, self.bias)
+        assert codes is not None and codes.shape[-1] == len(self.n_levels), "one code for each condition"
+        shift = self.bias if self.bias is not None else 0.0
+        columns = self.weight[:, self.n_input :].t()
+        offset = 0
+        for j, n in enumerate(self.n_levels):
+            if n > 1:
+                shift = shift + embedding(codes[..., j] + offset, columns)
+                offset += n
+        return linear(x, self.weight[:, : self.n_input]) + shift
+
+
+class HiddenLayer(nn.Module):
+    """Linear, batch normalisation, layer normalisation without weights, ReLU, dropout; each norm where asked."""
+
+    def __init__(
+        self, n_in: int, n_out: int, n_levels: Sequence[int], *, batch_norm: bool, layer_norm: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        self.linear = CovariateLinear(n_in, n_out, n_levels)
+        # eps and momentum are those of the first, TensorFlow, scVI
+        self.batch_norm = nn.BatchNorm1d(n_out, eps=1e-3, momentum=0.01) if batch_norm else None
+        self.layer_norm = nn.LayerNorm(n_out, elementwise_affine=False) if layer_norm else None
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else None
+
+    def forward(self, x: Tensor, codes: Tensor | None) -> Tensor:
+        """Map ``x`` (..., n_in) to (..., n_out)."""
+        x = self.linear(x, codes)
+        if self.batch_norm is not None:
+            x = self.batch_norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        x = relu(x)
+        return x if self.dropout is None else self.dropout(x)
+
+
+class MLP(nn.Module):
+    """Hidden layers of one width, told the conditions at the first or (``inject``) at every layer."""
+
+    def __init__(
+        self,
+        n_in: int,
+        n_hidden: int,
+        n_layers: int,
+        n_levels: Sequence[int] = (),
+        *,
+        inject: bool,
+        batch_norm: bool,
+        layer_norm: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            HiddenLayer(
+                n_in if i == 0 else n_hidden,
+                n_hidden,
+                n_levels if inject or i == 0 else (),
+                batch_norm=batch_norm,
+                layer_norm=layer_norm,
+                dropout=dropout,
+            )
+            for i in range(n_layers)
+        )
+
+    def forward(self, x: Tensor, codes: Tensor | None = None) -> Tensor:
+        """Map ``x`` (..., n_in) and ``codes`` (..., n_conditions) to (..., n_hidden)."""
+        for layer in self.layers:
+            x = layer(x, codes)
+        return x
+
+
+class Encoder(nn.Module):
+    """From a cell to the mean and the variance of a normal posterior."""
+
+    def __init__(self, mlp: MLP, n_hidden: int, n_out: int) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.mean = nn.Linear(n_hidden, n_out)
+        self.log_variance = nn.Linear(n_hidden, n_out)
+
+    def forward(self, x: Tensor, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance, each (n, n_out); the variance is at least 1e-4, which keeps the KL finite."""
+        hidden = self.mlp(x, codes)
+        return self.mean(hidden), self.log_variance(hidden).exp() + 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderOutput:
+    """What the decoder says of each point and gene, independent of the library size."""
+
+    log_scale: Tensor  # (..., g): log of rho
+    zi_logits: Tensor | None  # (..., g): only with zero inflation
+    log_theta: Tensor | None  # (..., g): only where the dispersion depends on the cell
+
+
+class Decoder(nn.Module):
+    """From a latent point and its conditions to the scale, the zero inflation and the dispersion of each gene.
+
+    All heads exist whatever the likelihood, as in scvi-tools: a model can then be written back without loss, and the
+    heads that a likelihood does not use cost nothing, as they are not run.
+    """
+
+    def __init__(self, mlp: MLP, n_hidden: int, n_genes: int, *, softmax: bool) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.softmax = softmax
+        self.scale = nn.Linear(n_hidden, n_genes)
+        self.log_theta = nn.Linear(n_hidden, n_genes)
+        self.zi_logits = nn.Linear(n_hidden, n_genes)
+
+    def forward(
+        self,
+        x: Tensor,
+        codes: Tensor | None,
+        *,
+        zero_inflated: bool,
+        cell_dispersion: bool,
+        genes: Tensor | None = None,
+    ) -> DecoderOutput:
+        """Decode ``x`` (..., n_in) with ``codes`` (..., n_conditions).
+
+        ``genes`` (positions) keeps those columns alone; every logit still counts in the softmax.
+        """
+        hidden = self.mlp(x, codes)
+        logits = self.scale(hidden)
+        log_scale = log_softmax(logits, dim=-1) if self.softmax else log_softplus(logits)
+        return DecoderOutput(
+            log_scale=log_scale if genes is None else log_scale[..., genes],
+            zi_logits=_head(self.zi_logits, hidden, genes) if zero_inflated else None,
+            log_theta=_head(self.log_theta, hidden, genes) if cell_dispersion else None,
+        )
+
+
+def _head(head: nn.Linear, hidden: Tensor, genes: Tensor | None) -> Tensor:
+    return head(hidden) if genes is None else linear(hidden, head.weight[genes], head.bias[genes])
+
+
+def log_softplus(x: Tensor) -> Tensor:
+    """``log(log(1 + exp(x)))``, which far below zero is ``x`` itself, where softplus would underflow."""
+    return torch.where(x < -15, x, softplus(x.clamp(min=-15)).log())

@@ -1,0 +1,245 @@
+"""Pictures of decoded expression, of latents and of a training; each function returns the matplotlib Axes it drew on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scdecode.errors import InputError, missing_extra, unknown_name
+from scdecode.model import SCVI
+from scdecode.points import read_points
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, which people of every colour vision tell apart
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+_FAR_COLOUR = "#BBBBBB"
+
+
+def _axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
+    if ax is not None:
+        return ax
+    try:
+        import matplotlib.pyplot as plt  # an extra; and slow to import, so not before it is needed
+    except ImportError as error:
+        raise missing_extra("matplotlib", "plot", "scdecode.plot") from error
+    return plt.subplots(figsize=figsize, layout="constrained")[1]
+
+
+def _unit(expression: AnnData) -> str:
+    made = expression.uns.get("scdecode")
+    if made is None:
+        raise InputError("expression: it has no uns['scdecode']; a result of model.decode(...) was expected")
+    if made["quantity"] == "scale":
+        return "fraction of RNA"
+    sizes = expression.obs["library_size"].unique()
+    per = f"{sizes[0]:,.0f} counts" if len(sizes) == 1 else "the library of each point"
+    word = {"rate": "expected counts", "mean": "expected counts with zero inflation", "counts": "drawn counts"}
+    return f"{word[made['quantity']]}, library of {per}"
+
+
+def _along(expression: AnnData) -> tuple[np.ndarray, str]:
+    if "time" in expression.obs:
+        return expression.obs["time"].to_numpy(), "position along the path"
+    return np.arange(expression.n_obs), "point"
+
+
+def _columns(expression: AnnData, genes: Sequence[str]) -> list[int]:
+    names = list(expression.var_names)
+    for gene in genes:
+        if gene not in names:
+            raise InputError(unknown_name("genes", gene, names, "decoded genes"))
+    return [names.index(gene) for gene in genes]
+
+
+def _dense(matrix: Any, columns: list[int]) -> np.ndarray:
+    values = matrix[:][:, columns] if not hasattr(matrix, "toarray") else matrix[:, columns].toarray()
+    return np.asarray(values, dtype=np.float64)
+
+
+def most_changing(expression: AnnData, n: int = 30) -> list[str]:
+    """The genes whose log1p expression varies most over the points, ordered by where along them they peak.
+
+    Parameters
+    ----------
+    expression
+        From ``model.decode``.
+    n
+        How many, at most.
+    """
+    values = np.log1p(_dense(expression.X, list(range(expression.n_vars))))
+    chosen = np.argsort(-values.std(axis=0))[:n]
+    return [str(expression.var_names[i]) for i in chosen[np.argsort(values[:, chosen].argmax(axis=0), kind="stable")]]
+
+
+def trends(expression: AnnData, genes: Sequence[str], *, ax: Axes | None = None, log: bool = False) -> Axes:
+    """Expression of genes along the points, with the 5 to 95 % band where there is one.
+
+    Points that are not supported by training cells are drawn dashed and grey behind.
+
+    Parameters
+    ----------
+    expression
+        From ``model.decode``: points x genes.
+    genes
+        Names.
+    ax
+        Where to draw; by default a new figure.
+    log
+        Whether the vertical axis is ``log1p`` of the expression.
+    """
+    columns = _columns(expression, genes)
+    ax = _axes(ax, (6.0, 3.6))
+    x, label = _along(expression)
+    change = np.log1p if log else np.asarray
+    values = change(_dense(expression.X, columns))
+    if "q05" in expression.layers:
+        low, high = (change(_dense(expression.layers[name], columns)) for name in ("q05", "q95"))
+        for j in range(len(genes)):
+            ax.fill_between(x, low[:, j], high[:, j], color=COLOURS[j % len(COLOURS)], alpha=0.18, linewidth=0)
+    for j, gene in enumerate(genes):
+        ax.plot(x, values[:, j], color=COLOURS[j % len(COLOURS)], label=gene, linewidth=1.8)
+    _mark_unsupported(ax, expression, x)
+    ax.set_xlabel(label)
+    unit = _unit(expression)
+    ax.set_ylabel(f"log1p of {unit}" if log else unit)
+    ax.margins(x=0)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(
+        frameon=False,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+        title="mean, 5–95 % band" if "q05" in expression.layers else None,
+    )
+    return ax
+
+
+def _mark_unsupported(ax: Axes, expression: AnnData, x: np.ndarray) -> None:
+    far = ~expression.obs["supported"].to_numpy(dtype=bool)
+    if far.any():
+        ax.fill_between(
+            x,
+            0,
+            1,
+            where=far,
+            transform=ax.get_xaxis_transform(),
+            color=_FAR_COLOUR,
+            alpha=0.35,
+            linewidth=0,
+            step="mid",
+            label="far from training cells",
+        )
+
+
+def heatmap(expression: AnnData, genes: Sequence[str] | None = None, *, ax: Axes | None = None) -> Axes:
+    """Genes x points, each gene's log1p expression from its lowest (0) to its highest (1), ordered by peak.
+
+    Parameters
+    ----------
+    expression
+        From ``model.decode``: points x genes.
+    genes
+        Names; by default the 30 that change most.
+    ax
+        Where to draw; by default a new figure.
+    """
+    genes = most_changing(expression) if genes is None else list(genes)
+    values = np.log1p(_dense(expression.X, _columns(expression, genes)))
+    order = np.argsort(values.argmax(axis=0), kind="stable")
+    values, genes = values[:, order], [genes[i] for i in order]
+    span = values.max(axis=0) - values.min(axis=0)
+    shown = (values - values.min(axis=0)) / np.where(span > 0, span, 1.0)
+    ax = _axes(ax, (6.0, 1.2 + 0.18 * len(genes)))
+    x, label = _along(expression)
+    image = ax.imshow(
+        shown.T, aspect="auto", cmap="viridis", interpolation="nearest", extent=(x[0], x[-1], len(genes) - 0.5, -0.5)
+    )
+    ax.set_yticks(range(len(genes)), genes, fontsize=7)
+    ax.set_xlabel(label)
+    ax.figure.colorbar(image, ax=ax, label="log1p expression,\nlowest 0 to highest 1 of each gene", shrink=0.8)
+    return ax
+
+
+def latent(
+    model: SCVI,
+    *,
+    points: Any = None,
+    cells: np.ndarray | None = None,
+    colour: Sequence[Any] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Training cells on the first two principal axes of the latent space, with points or a path on top.
+
+    Parameters
+    ----------
+    model
+        Trained.
+    points
+        A path or points to draw over the cells, in any form that ``model.decode`` takes; those that are not supported
+        are hollow.
+    cells
+        Latents of the cells to show, ``(n, k)``; by default the model's reference cells.
+    colour
+        A category of each of the cells.
+    ax
+        Where to draw; by default a new figure.
+    """
+    shown = model.reference_latents() if cells is None else np.asarray(cells)
+    if colour is not None and len(colour) != len(shown):
+        raise InputError(f"colour: {len(colour)} values came, one for each of the {len(shown)} cells was expected")
+    ax = _axes(ax, (5.6, 4.4))
+    centre = shown.mean(axis=0)
+    _, singular, axes = np.linalg.svd(shown - centre, full_matrices=False)
+    axes, share = axes[:2], singular[:2] ** 2 / (singular**2).sum()
+    xy = (shown - centre) @ axes.T
+    if colour is None:
+        ax.scatter(*xy.T, s=6, color=_FAR_COLOUR, linewidths=0, label="training cells")
+    else:
+        categories = pd.Categorical(colour)
+        for i, name in enumerate(categories.categories):
+            at = categories.codes == i
+            fill = COLOURS[i % len(COLOURS)] if i < len(COLOURS) else ax._get_lines.get_next_color()
+            ax.scatter(*xy[at].T, s=8, color=fill, linewidths=0, label=str(name), alpha=0.7)
+    if points is not None:
+        path = (read_points(points, model.config.n_latent).z_nk.numpy() - centre) @ axes.T
+        far = model.support(points).reshape(-1) > 99
+        ax.plot(*path.T, color="black", linewidth=1.2, label="path")
+        ax.scatter(*path[~far].T, s=9, color="black", linewidths=0)
+        if far.any():
+            ax.scatter(
+                *path[far].T,
+                s=14,
+                facecolor="white",
+                edgecolor="black",
+                linewidths=0.8,
+                label="far from cells",
+                zorder=3,
+            )
+    for i, name in enumerate((ax.set_xlabel, ax.set_ylabel)):
+        name(f"latent principal axis {i + 1} ({share[i]:.0%} of variance)")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=1.6)
+    return ax
+
+
+def history(model: SCVI, *, ax: Axes | None = None) -> Axes:
+    """The loss (negative ELBO, nats a cell) of training and validation cells by epoch."""
+    table = model.history
+    if table.empty:
+        raise InputError("model: it has no history; train it first")
+    ax = _axes(ax, (5.0, 3.2))
+    for i, of in enumerate(("train", "validation")):
+        column = f"elbo_{of}"
+        if column in table:
+            seen = table[column].dropna()
+            ax.plot(seen.index + 1, seen, color=COLOURS[i], label=f"{of} cells")
+    ax.set_xlabel("epoch")
+    ax.set_ylabel("negative ELBO (nats a cell)")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    return ax

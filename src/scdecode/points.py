@@ -1,0 +1,201 @@
+"""Latent points in any form that people have them -> one matrix, with their names and the spread around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+
+from scdecode.errors import PointsError, SupportWarning, listing, unknown_name, warn
+
+DEFAULT_REP = "X_scVI"
+"""The entry of ``obsm`` that is taken from an AnnData when none is named: where scvi-tools' tutorials put latents."""
+
+
+@runtime_checkable
+class Path(Protocol):
+    """Anything that has points of the latent space and the spread around them, such as a trajectory."""
+
+    @property
+    def points(self) -> Any:
+        """(n, k) points."""
+
+    @property
+    def spread(self) -> Any:
+        """(n, k, k) covariances, (n, k) standard deviations, or None."""
+
+    @property
+    def time(self) -> Any:
+        """(n,) where along the path each point is."""
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Latent points, flattened to one axis."""
+
+    z_nk: Tensor  # (n, k) float32, on the CPU
+    shape: tuple[int, ...]  # the leading axes, as given
+    names: pd.Index  # of the n points
+    spread: np.ndarray | None  # as given: (n, k, k) covariances, (n, k) standard deviations
+    factors: Tensor | None  # to multiply noise with: (n, k, k) or (n, k)
+    time: np.ndarray | None  # (n,) where along a path each point is
+
+    def __len__(self) -> int:
+        return self.z_nk.shape[0]
+
+
+def read_points(
+    points: Any, n_latent: int, *, spread: Any = None, use_rep: str | None = None, simplex: bool = False
+) -> Points:
+    """Read latent points.
+
+    Parameters
+    ----------
+    points
+        ``(..., k)`` in float16, float32, float64 or whole numbers: numpy, torch, dask, a list, a DataFrame, an AnnData
+        (see ``use_rep``), a normal distribution of torch, or a trajectory. One point may be ``(k,)``.
+    n_latent
+        The model's k.
+    spread
+        Of the points: one standard deviation, ``(..., k)`` standard deviations or ``(..., k, k)`` covariances; by
+        default that of the distribution or the trajectory, or none.
+    use_rep
+        The entry of ``obsm`` that has the points, for an AnnData; by default ``"X_scVI"``.
+    simplex
+        Whether latent points are non-negative and sum to one (``latent_distribution="ln"``).
+
+    Raises
+    ------
+    PointsError
+        For a wrong width, no points, NaN or infinite values, or a spread that does not fit.
+    """
+    names = time = None
+    if use_rep is not None and not isinstance(points, AnnData):
+        raise PointsError(f"use_rep: {use_rep!r} came, but the points are {type(points).__name__} and no AnnData")
+    if isinstance(points, AnnData):
+        names, points = points.obs_names, _representation(points, use_rep)
+    elif isinstance(points, pd.DataFrame):
+        names, points = points.index, points.to_numpy()
+    elif isinstance(points, Distribution):
+        points, given = _moments(points)
+        spread = given if spread is None else spread
+    elif isinstance(points, Path):
+        spread = points.spread if spread is None else spread
+        time, points = np.asarray(points.time), points.points
+    array = _to_array(points, "points")
+    if array.ndim == 0 or array.shape[-1] != n_latent:
+        turned = array.ndim == 2 and array.shape[0] == n_latent
+        raise PointsError(
+            f"points: shape {array.shape} came, (..., {n_latent}) was expected, as the model's latent space has "
+            f"{n_latent} dimensions" + ("; the array looks transposed" if turned else "")
+        )
+    if array.size == 0:
+        raise PointsError(f"points: shape {array.shape} came, which has no points; at least one was expected")
+    shape = array.shape[:-1]
+    z_nk = torch.from_numpy(np.ascontiguousarray(array.reshape(-1, n_latent), dtype=np.float32))
+    bad = (~torch.isfinite(z_nk)).any(dim=1).nonzero().reshape(-1).tolist()
+    if bad:
+        raise PointsError(
+            f"points: {len(bad):,} of {len(z_nk):,} points have NaN, infinite or too large values (points "
+            f"{listing(bad, 5)}); finite numbers were expected"
+        )
+    if simplex:
+        _check_simplex(z_nk)
+    if names is None:
+        names = pd.RangeIndex(len(z_nk))
+    given, factors = _read_spread(spread, shape, n_latent)
+    return Points(z_nk, shape, names.astype(str), given, factors, time)
+
+
+def _representation(adata: AnnData, use_rep: str | None) -> Any:
+    key = DEFAULT_REP if use_rep is None else use_rep
+    if key not in adata.obsm:
+        raise PointsError(unknown_name("use_rep", key, adata.obsm.keys(), "entries of adata.obsm"))
+    return adata.obsm[key]
+
+
+def _moments(distribution: Distribution) -> tuple[Any, Any]:
+    if isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    if isinstance(distribution, Normal):
+        return distribution.loc, distribution.scale
+    if isinstance(distribution, MultivariateNormal):
+        return distribution.loc, distribution.covariance_matrix
+    raise PointsError(
+        f"points: a {type(distribution).__name__} came; of the distributions Normal and MultivariateNormal are accepted"
+    )
+
+
+def _to_array(values: Any, place: str) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().to(torch.float32).numpy()
+    if hasattr(values, "compute"):  # dask
+        values = values.compute()
+    if isinstance(values, pd.DataFrame):
+        values = values.to_numpy()
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "fiu":
+            array = array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise PointsError(
+            f"{place}: {type(values).__name__} came that is no array of numbers ({error}); numpy, torch, a DataFrame, a "
+            "list, an AnnData or a trajectory was expected"
+        ) from error
+    return array
+
+
+def _check_simplex(z_nk: Tensor) -> None:
+    off = ((z_nk < -1e-4).any(dim=1) | ((z_nk.sum(dim=1) - 1).abs() > 1e-2)).sum().item()
+    if off:
+        warn(
+            f"points: {off:,} of {len(z_nk):,} points are negative somewhere or do not sum to one, as every latent point "
+            "of a model with latent_distribution='ln' does",
+            SupportWarning,
+        )
+
+
+def _read_spread(spread: Any, shape: tuple[int, ...], n_latent: int) -> tuple[np.ndarray | None, Tensor | None]:
+    """The spread of each point, and what noise is multiplied with to have it."""
+    if spread is None:
+        return None, None
+    array = _to_array(spread, "spread").astype(np.float64)
+    widths = (*shape, n_latent)
+    n = int(np.prod(shape))
+    if not np.isfinite(array).all():
+        raise PointsError("spread: it has NaN or infinite values; finite numbers were expected")
+    # k standard deviations for k points could be k x k covariances too: the shape of the points goes first
+    if array.shape in ((), widths):
+        if (array < 0).any():
+            raise PointsError("spread: negative standard deviations came; numbers of at least 0 were expected")
+        deviations = np.broadcast_to(array, widths).reshape(n, n_latent).astype(np.float32)
+        return deviations, torch.from_numpy(deviations)
+    if array.shape not in ((n_latent, n_latent), (*widths, n_latent)):
+        raise PointsError(
+            f"spread: shape {array.shape} came; one number, standard deviations {widths} or covariances "
+            f"{(*widths, n_latent)} were expected"
+        )
+    covariances = np.broadcast_to(array, (*widths, n_latent)).reshape(n, n_latent, n_latent).astype(np.float32)
+    if not np.allclose(covariances, covariances.swapaxes(1, 2), rtol=1e-3, atol=1e-6):
+        raise PointsError("spread: covariances came that are not symmetric")
+    values, vectors = torch.linalg.eigh(torch.from_numpy(covariances).double())
+    if (values < -1e-4 * values.amax(-1, keepdim=True).clamp(min=1e-6)).any():
+        raise PointsError("spread: covariances came that have negative eigenvalues")
+    # any factor F with F F^T = the covariance will do; this one takes singular covariances too
+    return covariances, (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)).float()
+
+
+def draw(points: Points, rows: slice, n_samples: int, generator: torch.Generator) -> Tensor:
+    """Draws around the points at ``rows``, ``(n_samples, n, k)``; the points themselves where they have no spread."""
+    z = points.z_nk[rows]
+    if points.factors is None:
+        return z.expand(n_samples, *z.shape)
+    noise = torch.randn((n_samples, *z.shape), generator=generator)
+    factors = points.factors[rows]
+    return z + (noise * factors if factors.dim() == 2 else torch.einsum("nij,snj->sni", factors, noise))

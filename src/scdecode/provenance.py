@@ -1,0 +1,147 @@
+"""What a result says of itself: names and conditions of its rows, and the arguments that make it again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scdecode.conditions import Conditions, slots_in_words
+from scdecode.decoding import QUANTILES, Request
+from scdecode.errors import InputError
+from scdecode.points import Points
+from scdecode.schema import Schema
+from scdecode.support import FAR
+
+UNITS = {
+    "scale": "fraction of the cell's RNA",
+    "rate": "expected counts, before zero inflation, in a cell of library_size counts",
+    "mean": "expected counts, after zero inflation, in a cell of library_size counts",
+    "counts": "counts drawn from the model, in a cell of library_size counts",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """Everything of a result but its expression."""
+
+    obs: pd.DataFrame
+    var: pd.DataFrame
+    obsm: dict[str, np.ndarray]
+    uns: dict[str, Any]
+    counts: bool
+    """Whether the expression is drawn counts, kept as CSR of int32; otherwise it is dense float32."""
+    layers: tuple[str, ...]
+    """The names of the layers beside the expression: standard deviations and quantiles, where draws were asked for."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and genes."""
+        return len(self.obs), len(self.var)
+
+
+def make_frame(
+    schema: Schema, points: Points, conditions: Conditions, request: Request, support_n: np.ndarray
+) -> Frame:
+    """What the result of a request says of itself.
+
+    Parameters
+    ----------
+    schema
+        Of the model.
+    points, conditions, request
+        What was asked for.
+    support_n
+        Percentile of each point.
+    """
+    obs = conditions.obs.copy()
+    if points.time is not None:
+        obs["time"] = points.time
+    obs["support"] = support_n
+    obs["supported"] = support_n <= FAR
+    if len(points.shape) > 1:
+        for axis, index in enumerate(np.unravel_index(np.arange(len(points)), points.shape)):
+            obs[f"axis_{axis}"] = index
+    obs.index = points.names
+    obsm = {"latent": points.z_nk.numpy()}
+    if points.spread is not None:
+        obsm["latent_spread"] = points.spread
+    is_counts = request.quantity == "counts"
+    if is_counts and request.n_samples is not None and request.n_samples > 1:
+        obs, obsm = _repeat(obs, obsm, request.n_samples)
+    names = list(schema.genes) if request.genes is None else [schema.genes[i] for i in request.genes]
+    arguments = {
+        "quantity": request.quantity,
+        "n_samples": request.n_samples,
+        "seed": request.seed,
+        "chunk_size": request.chunk_size,
+        "genes": None if request.genes is None else names,
+        **conditions.arguments,
+    }
+    uns = {
+        "version": version("scdecode"),
+        "quantity": request.quantity,
+        "unit": UNITS[request.quantity],
+        "shape": np.array(points.shape, dtype=np.int64),
+        "conditions": json.dumps(slots_in_words(schema, conditions)),
+        "conditions_covered": float(conditions.covered_g.min()),
+        "arguments": json.dumps(arguments),
+    }
+    return Frame(
+        obs=obs,
+        var=pd.DataFrame(index=pd.Index(names)),
+        obsm=obsm,
+        uns={"scdecode": uns},
+        counts=is_counts,
+        layers=("std", *QUANTILES) if not is_counts and request.n_samples is not None else (),
+    )
+
+
+def _repeat(obs: pd.DataFrame, obsm: dict[str, np.ndarray], times: int) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Each row ``times`` times, side by side, with the numbers of the point and of the draw."""
+    row_n = np.repeat(np.arange(len(obs)), times)
+    sample_n = np.tile(np.arange(times), len(obs))
+    repeated = obs.iloc[row_n].assign(point=row_n, sample=sample_n)
+    repeated.index = pd.Index([f"{name}-{sample}" for name, sample in zip(repeated.index, sample_n, strict=True)])
+    return repeated, {key: value[row_n] for key, value in obsm.items()}
+
+
+def decode_arguments(adata: AnnData) -> dict[str, Any]:
+    """The arguments of the :meth:`SCVI.decode` that made a result: ``model.decode(**arguments)`` makes it again.
+
+    Parameters
+    ----------
+    adata
+        What :meth:`SCVI.decode` returned, or wrote.
+
+    Raises
+    ------
+    InputError
+        Where it was not made by it.
+    """
+    if "scdecode" not in adata.uns or "latent" not in adata.obsm:
+        raise InputError(
+            "adata: it has no uns['scdecode'] and obsm['latent']; a result of model.decode(...) was expected"
+        )
+    made = adata.uns["scdecode"]
+    first = adata.obs["sample"].to_numpy() == 0 if "sample" in adata.obs else np.ones(adata.n_obs, dtype=bool)
+    obs = adata.obs[first]
+    shape = tuple(int(n) for n in made["shape"])
+    arguments = {key: _restore(value, obs) for key, value in json.loads(made["arguments"]).items()}
+    arrays = {key: np.asarray(adata.obsm[key])[first] for key in adata.obsm}
+    if "latent_spread" in arrays:
+        arguments["spread"] = arrays["latent_spread"].reshape(*shape, *arrays["latent_spread"].shape[1:])
+    return {"points": arrays["latent"].reshape(*shape, -1), **arguments}
+
+
+def _restore(value: Any, obs: pd.DataFrame) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"per point"}:
+        return np.asarray(obs[value["per point"]])
+    return {key: _restore(v, obs) for key, v in value.items()}

@@ -1,0 +1,54 @@
+"""Training cells in the latent space that travel with the model: for support, for pictures, for drawing cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scdecode.cells import Cells
+from scdecode.encoding import encode, latent_mean
+from scdecode.vae import VAE
+
+MAX_REFERENCE = 20_000
+"""Cells that are kept, at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Latents of up to :data:`MAX_REFERENCE` training cells, with their conditions."""
+
+    latent_rk: np.ndarray  # (r, k) float32: the posterior mean of the latent point
+    mean_rk: np.ndarray  # (r, k) float32: the posterior mean of z; another thing than latent_rk only for "ln"
+    variance_rk: np.ndarray  # (r, k) float32: the posterior variance of z
+    codes_rc: np.ndarray  # (r, c) int64: batch, each categorical covariate, label
+    continuous_rd: np.ndarray  # (r, d) float32
+    library_r: np.ndarray  # (r,) float32: total counts, or the size factor
+
+
+def make_reference(vae: VAE, cells: Cells, train: np.ndarray, seed: int) -> Reference:
+    """Encode the training cells, or a random choice of them where there are too many.
+
+    Parameters
+    ----------
+    vae
+        The trained network.
+    cells
+        All cells.
+    train
+        Positions of the training cells.
+    seed
+        Of the choice.
+    """
+    if len(train) > MAX_REFERENCE:
+        train = np.random.default_rng([seed, 2]).choice(train, MAX_REFERENCE, replace=False)
+    kept = cells.at(np.sort(train))
+    posterior = encode(vae, kept)
+    return Reference(
+        latent_rk=latent_mean(posterior, vae.config, n_draws=200),
+        mean_rk=posterior.mean_nk.numpy(),
+        variance_rk=posterior.variance_nk.numpy(),
+        codes_rc=kept.codes_nc,
+        continuous_rd=kept.continuous_nd,
+        library_r=kept.library_n if kept.size_factor_n is None else kept.size_factor_n,
+    )

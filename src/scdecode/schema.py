@@ -1,0 +1,217 @@
+"""What a model was set up with, by name: its genes, its categories, its covariates and the conditions it saw.
+
+Codes (whole numbers that index a category) exist only between this file and the network; whatever a user
+says or sees is a name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from scdecode.errors import ConditionError, unknown_name
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where in an AnnData the counts and the conditions are: what ``setup_anndata`` was told."""
+
+    layer: str | None = None
+    batch_key: str | None = None
+    labels_key: str | None = None
+    size_factor_key: str | None = None
+    categorical_covariate_keys: tuple[str, ...] = ()
+    continuous_covariate_keys: tuple[str, ...] = ()
+
+    @property
+    def obs_keys(self) -> tuple[str, ...]:
+        """Every column of ``obs`` that is read."""
+        single = (self.batch_key, self.labels_key, self.size_factor_key)
+        named = tuple(key for key in single if key is not None)
+        return named + self.categorical_covariate_keys + self.continuous_covariate_keys
+
+
+@dataclass(frozen=True)
+class Category:
+    """A categorical condition: its column of ``obs`` and the names of its levels, in the order of their codes."""
+
+    key: str
+    names: tuple[str, ...]
+
+    @cached_property
+    def codes(self) -> dict[str, int]:
+        """The code of each name."""
+        return {name: code for code, name in enumerate(self.names)}
+
+    def encode(self, names: Sequence[Any] | np.ndarray, place: str, kind: str) -> np.ndarray:
+        """Codes of names, ``(n,)`` int64.
+
+        Raises
+        ------
+        ConditionError
+            For a name that is not a level; the message lists the levels and suggests the nearest.
+        """
+        array = np.asarray(names, dtype=object)
+        try:
+            return np.fromiter((self.codes[str(name)] for name in array), dtype=np.int64, count=len(array))
+        except KeyError:
+            strange = next(name for name in array if str(name) not in self.codes)
+            raise ConditionError(unknown_name(place, strange, self.names, kind)) from None
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingConditions:
+    """The conditions that occurred together in the training cells, one a row, with how many cells had them.
+
+    Where there are continuous covariates, the cells of one combination of categories are cut into up to
+    :data:`N_CONTINUOUS_GROUPS` groups of equal size along their main direction, a row each, whose covariates are the
+    group's mean: averaging over the rows then follows the covariates' spread and not only their mean.
+    """
+
+    codes_mc: np.ndarray  # (rows, categories) int64: batch, each categorical covariate, label
+    continuous_md: np.ndarray  # (rows, continuous covariates) float64, in the units of the training data
+    n_cells_m: np.ndarray  # (rows,) int64
+
+
+@dataclass(frozen=True, eq=False)
+class Schema:
+    """Everything a model knows by name."""
+
+    genes: tuple[str, ...]
+    columns: Columns
+    batch: Category | None
+    labels: Category | None
+    categorical: tuple[Category, ...]
+    continuous: tuple[str, ...]
+    conditions: TrainingConditions
+    n_cells: int
+    median_library: float
+    """Median total count of the training cells."""
+    median_size_factor: float | None = None
+    """Median size factor of the training cells, where the model was set up with one."""
+    max_size_factor: float | None = None
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return len(self.genes)
+
+    @property
+    def n_batches(self) -> int:
+        """Number of batches; one where no batch key was given."""
+        return 1 if self.batch is None else len(self.batch.names)
+
+    @property
+    def n_labels(self) -> int:
+        """Number of labels; one where no labels key was given."""
+        return 1 if self.labels is None else len(self.labels.names)
+
+    @property
+    def n_levels(self) -> tuple[int, ...]:
+        """Number of levels of each column of codes: the batch, each categorical covariate, the label."""
+        return (self.n_batches, *(len(c.names) for c in self.categorical), self.n_labels)
+
+    @cached_property
+    def gene_codes(self) -> dict[str, int]:
+        """The position of each gene."""
+        return {gene: code for code, gene in enumerate(self.genes)}
+
+
+N_CONTINUOUS_GROUPS = 5
+
+
+def tabulate_conditions(codes_nc: np.ndarray, continuous_nd: np.ndarray) -> TrainingConditions:
+    """Count the combinations of conditions in the training cells.
+
+    Parameters
+    ----------
+    codes_nc
+        ``(n, c)`` whole numbers, a column for each category.
+    continuous_nd
+        ``(n, d)`` continuous covariates, ``d`` may be 0.
+    """
+    codes_mc, row_n, n_cells_m = np.unique(codes_nc, axis=0, return_inverse=True, return_counts=True)
+    n_covariates = continuous_nd.shape[1]
+    if n_covariates == 0:
+        return TrainingConditions(codes_mc, np.zeros((len(codes_mc), 0)), n_cells_m)
+    values_nd = continuous_nd.astype(np.float64)
+    spread_d = values_nd.std(axis=0)
+    standard_nd = (values_nd - values_nd.mean(axis=0)) / np.where(spread_d > 0, spread_d, 1.0)
+    codes, continuous, n_cells = [], [], []
+    row_n = row_n.reshape(-1)  # numpy 2.0 gave it an extra axis
+    for row in range(len(codes_mc)):
+        cells = np.flatnonzero(row_n == row)
+        for group in _equal_groups(standard_nd[cells]):
+            codes.append(codes_mc[row])
+            continuous.append(values_nd[cells[group]].mean(axis=0))
+            n_cells.append(len(group))
+    return TrainingConditions(np.stack(codes), np.stack(continuous), np.array(n_cells))
+
+
+def _equal_groups(values_nd: np.ndarray) -> list[np.ndarray]:
+    """Rows in up to ``N_CONTINUOUS_GROUPS`` groups along the main direction; equal rows stay together."""
+    centred = values_nd - values_nd.mean(axis=0)
+    if not centred.any():
+        return [np.arange(len(values_nd))]
+    direction = np.linalg.svd(centred, full_matrices=False)[2][0]
+    score_n = centred @ direction
+    edges = np.unique(np.quantile(score_n, np.arange(1, N_CONTINUOUS_GROUPS) / N_CONTINUOUS_GROUPS))
+    group_n = np.searchsorted(edges, score_n, side="left")
+    return [np.flatnonzero(group_n == group) for group in np.unique(group_n)]
+
+
+def to_dict(schema: Schema) -> dict[str, Any]:
+    """The schema as a mapping that JSON can hold."""
+    return {
+        "genes": list(schema.genes),
+        "columns": dataclasses.asdict(schema.columns),
+        "batch": None if schema.batch is None else dataclasses.asdict(schema.batch),
+        "labels": None if schema.labels is None else dataclasses.asdict(schema.labels),
+        "categorical": [dataclasses.asdict(category) for category in schema.categorical],
+        "continuous": list(schema.continuous),
+        "conditions": {
+            "codes": schema.conditions.codes_mc.tolist(),
+            "continuous": schema.conditions.continuous_md.tolist(),
+            "n_cells": schema.conditions.n_cells_m.tolist(),
+        },
+        "n_cells": schema.n_cells,
+        "median_library": schema.median_library,
+        "median_size_factor": schema.median_size_factor,
+        "max_size_factor": schema.max_size_factor,
+    }
+
+
+def from_dict(values: Mapping[str, Any]) -> Schema:
+    """The schema that :func:`to_dict` wrote; a missing field is a ``KeyError``, for the reader of the file to explain."""
+    columns: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values["columns"].items()}
+    categorical = tuple(_category(c) for c in values["categorical"])
+    conditions = values["conditions"]
+    n_rows = len(conditions["n_cells"])
+    return Schema(
+        genes=tuple(values["genes"]),
+        columns=Columns(**columns),
+        batch=None if values["batch"] is None else _category(values["batch"]),
+        labels=None if values["labels"] is None else _category(values["labels"]),
+        categorical=categorical,
+        continuous=tuple(values["continuous"]),
+        conditions=TrainingConditions(
+            codes_mc=np.array(conditions["codes"], dtype=np.int64).reshape(n_rows, 2 + len(categorical)),
+            continuous_md=np.array(conditions["continuous"], dtype=np.float64).reshape(
+                n_rows, len(values["continuous"])
+            ),
+            n_cells_m=np.array(conditions["n_cells"], dtype=np.int64),
+        ),
+        n_cells=values["n_cells"],
+        median_library=values["median_library"],
+        median_size_factor=values["median_size_factor"],
+        max_size_factor=values["max_size_factor"],
+    )
+
+
+def _category(values: Mapping[str, Any]) -> Category:
+    return Category(values["key"], tuple(values["names"]))

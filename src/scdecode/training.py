@@ -1,0 +1,246 @@
+"""Training: minibatches through the bound into Adam, with validation, early stopping, checkpoints and a history.
+
+Each epoch draws its order and its noise from a seed of its own, so that a resumed run takes the steps that the unbroken
+run would have taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from scdecode.cells import Cells
+from scdecode.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from scdecode.config import TrainConfig
+from scdecode.errors import ConfigError, TrainingError
+from scdecode.minibatches import Split, gather, rows_of, split_cells
+from scdecode.vae import VAE
+
+OnEpoch = Callable[[int, int, dict[str, float]], None]
+"""Called after each epoch with the epochs done, the epochs to do, and the epoch's row of the history."""
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """How a training went."""
+
+    table: pd.DataFrame
+    """A row an epoch: the losses in nats a cell, the weight of the KL term, the seconds it took."""
+    ending: str
+    """``"finished"``, ``"early stopping"`` or ``"interrupted"``."""
+    split: Split
+
+
+@dataclass
+class _Run:
+    """What changes from epoch to epoch, beside the weights."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    best: float = float("inf")
+    since_best: int = 0
+
+    def stops_early(self, config: TrainConfig) -> bool:
+        return config.early_stopping and self.since_best >= config.early_stopping_patience
+
+    def record(self, row: dict[str, float], config: TrainConfig) -> None:
+        self.rows.append(row)
+        validation = row.get("elbo_validation", float("nan"))
+        if np.isnan(validation) or len(self.rows) <= config.early_stopping_warmup_epochs:
+            return
+        if validation < self.best - config.early_stopping_min_delta:
+            self.best, self.since_best = validation, 0
+        else:
+            self.since_best += 1
+
+
+def fit(
+    vae: VAE,
+    cells: Cells,
+    config: TrainConfig,
+    *,
+    device: str | torch.device = "cpu",
+    on_epoch: OnEpoch | None = None,
+    checkpoint: str | Path | None = None,
+) -> History:
+    """Train a model in place.
+
+    Parameters
+    ----------
+    vae
+        Left on the CPU, in evaluation mode and without gradients, with the weights of the last whole epoch, however training ends.
+    cells
+        To be split into training, validation and test cells.
+    config
+        How to train.
+    device
+        Where to train.
+    on_epoch
+        Told of each epoch.
+    checkpoint
+        A file to which the state is written after each epoch, and from which a broken-off training goes on.
+
+    Raises
+    ------
+    TrainingError
+        Where the loss is no longer a number; the message has the epoch, the step and the likely cause.
+    ConfigError
+        Where early stopping is asked for without validation cells, or the checkpoint is of another training.
+    KeyboardInterrupt
+        If the user interrupts before the first epoch is through; later, the training ends with what it has.
+    """
+    device = torch.device(device)
+    split = split_cells(len(cells), config)
+    if config.early_stopping and len(split.validation) == 0:
+        raise ConfigError("early_stopping: there are no validation cells; lower train_size below 1")
+    n_epochs = config.epochs(len(cells))
+    vae.to(device).requires_grad_(True)
+    optimizer = torch.optim.Adam(
+        vae.parameters(), lr=config.lr, eps=config.eps, weight_decay=config.weight_decay, fused=device.type != "mps"
+    )
+    run = _Run()
+    identity = _identity(vae, cells, config)
+    if checkpoint is not None and Path(checkpoint).exists():
+        _restore(read_checkpoint(checkpoint, identity), vae, optimizer, run)
+    whole = _snapshot(vae)
+    ending = "finished"
+    try:
+        while len(run.rows) < n_epochs:
+            if run.stops_early(config):
+                ending = "early stopping"
+                break
+            row = _epoch(vae, optimizer, cells, split, config, len(run.rows), device)
+            run.record(row, config)
+            whole = _snapshot(vae)
+            if checkpoint is not None:
+                write_checkpoint(checkpoint, _state(vae, optimizer, run, identity))
+            if on_epoch is not None:
+                on_epoch(len(run.rows), n_epochs, row)
+    except KeyboardInterrupt:
+        if not run.rows:
+            raise
+        ending = "interrupted"
+    finally:
+        vae.load_state_dict(whole)
+        vae.to("cpu").eval().requires_grad_(False)  # only training changes the weights
+    table = pd.DataFrame(run.rows, index=pd.RangeIndex(len(run.rows), name="epoch"))
+    return History(table=table, ending=ending, split=split)
+
+
+def _epoch(
+    vae: VAE,
+    optimizer: torch.optim.Optimizer,
+    cells: Cells,
+    split: Split,
+    config: TrainConfig,
+    epoch: int,
+    device: torch.device,
+) -> dict[str, float]:
+    start = time.perf_counter()
+    kl_weight = config.kl_weight(epoch)
+    order = np.random.default_rng([config.seed, 1, epoch]).permutation(split.train)
+    minibatches = list(rows_of(order, config.batch_size))
+    with torch.random.fork_rng():
+        torch.manual_seed((config.seed * 1_000_003 + epoch) % 2**63)
+        vae.train()
+        parts = torch.zeros(len(minibatches), 3, device=device)  # read once an epoch, so that no step waits for it
+        for step, rows in enumerate(minibatches):
+            elbo = vae.elbo(gather(cells, rows, device))
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(elbo.loss(kl_weight))
+            optimizer.step()
+            parts[step] = torch.stack([elbo.reconstruction.sum(), elbo.kl_z.sum(), elbo.kl_l.sum()]).detach()
+        vae.eval()
+        _check_finite(parts, vae, cells, minibatches, config, epoch)
+        row = _row(parts.double().sum(0).cpu() / len(order), "train")
+        if len(split.validation) and (epoch + 1) % config.check_val_every_n_epoch == 0:
+            row |= _row(_validate(vae, cells, split.validation, config, device), "validation")
+    return row | {"kl_weight": kl_weight, "seconds": time.perf_counter() - start}
+
+
+@torch.no_grad()
+def _validate(vae: VAE, cells: Cells, rows: np.ndarray, config: TrainConfig, device: torch.device) -> Tensor:
+    parts = torch.zeros(3, dtype=torch.float64, device=device)
+    for some in rows_of(rows, config.batch_size, lone=True):
+        elbo = vae.elbo(gather(cells, some, device))
+        parts += torch.stack([elbo.reconstruction.sum(), elbo.kl_z.sum(), elbo.kl_l.sum()])
+    return parts.cpu() / len(rows)
+
+
+def _row(parts: Tensor, of: str) -> dict[str, float]:
+    reconstruction, kl_z, kl_l = parts.tolist()
+    return {
+        f"elbo_{of}": reconstruction + kl_z + kl_l,
+        f"reconstruction_loss_{of}": reconstruction,
+        f"kl_local_{of}": kl_z + kl_l,
+    }
+
+
+def _check_finite(
+    parts: Tensor, vae: VAE, cells: Cells, minibatches: list[np.ndarray], config: TrainConfig, epoch: int
+) -> None:
+    """Raise :class:`TrainingError` where a loss or a weight is no number, with the likely cause."""
+    bad = (~torch.isfinite(parts).all(dim=1)).nonzero().reshape(-1).tolist()
+    if not bad and all(torch.isfinite(p).all() for p in vae.parameters()):
+        return
+    step = bad[0] if bad else len(minibatches) - 1
+    rows = minibatches[step]
+    causes = []
+    if vae.config.use_observed_lib_size and (cells.library_n[rows] <= 0).any():
+        causes.append("the minibatch has a cell without counts: remove such cells")
+    data = cells.counts[rows].data
+    if len(data) and (data != np.rint(data)).any():
+        causes.append("the values are not whole numbers: train on raw counts, not on normalised data")
+    if config.lr > 5e-3:
+        causes.append(f"the learning rate {config.lr:g} is high: try 1e-3")
+    if not causes:
+        largest = float(data.max()) if len(data) else 0.0
+        causes.append(
+            f"no cause is plain; the largest count of the minibatch is {largest:g}; "
+            "try a lower lr, or gene_likelihood='nb'"
+        )
+    raise TrainingError(
+        f"train: the loss is no longer a number in epoch {epoch + 1}, step {step + 1} of {len(minibatches)}. "
+        f"Likely cause: {'; '.join(causes)}. The model has the weights of the last whole epoch ({epoch})"
+    )
+
+
+def _snapshot(vae: VAE) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in vae.state_dict().items()}
+
+
+def _identity(vae: VAE, cells: Cells, config: TrainConfig) -> dict[str, Any]:
+    """What a checkpoint must share with the run that goes on from it; the number of epochs may differ."""
+    training = dataclasses.asdict(config)
+    del training["max_epochs"]
+    data = {"n_cells": len(cells), "n_genes": vae.n_genes, "total_counts": float(cells.counts.sum(dtype=np.float64))}
+    return {**dataclasses.asdict(vae.config), **training, **data}
+
+
+def _state(vae: VAE, optimizer: torch.optim.Optimizer, run: _Run, identity: dict[str, Any]) -> Checkpoint:
+    moments = optimizer.state_dict()["state"]
+    return Checkpoint(
+        weights=vae.state_dict(),
+        moments={f"{i}/{name}": value for i, state in moments.items() for name, value in state.items()},
+        progress={"rows": run.rows, "best": run.best, "since_best": run.since_best},
+        identity=identity,
+    )
+
+
+def _restore(checkpoint: Checkpoint, vae: VAE, optimizer: torch.optim.Optimizer, run: _Run) -> None:
+    vae.load_state_dict(checkpoint.weights)
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in checkpoint.moments.items():
+        i, name = key.split("/")
+        state.setdefault(int(i), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    run.rows = list(checkpoint.progress["rows"])
+    run.best, run.since_best = checkpoint.progress["best"], checkpoint.progress["since_best"]
