@@ -22,6 +22,9 @@ from scdecode.errors import ConditionError, ConditionWarning, listing, unknown_n
 from scdecode.library_size import read_library_size
 from scdecode.schema import Category, Schema
 
+_LARGEST = 1e30
+"""No covariate is near it, and far above it the network's sums overflow to NaN."""
+
 
 @dataclass(frozen=True, eq=False)
 class Conditions:
@@ -103,7 +106,8 @@ def resolve(
         )
     relevant = [True] * (len(said) - 1) + [label_matters]
     group_n, given_gc = _groups(said, n_points)
-    slots = [_slots(schema, said, numbers, given, relevant, max_conditions) for given in given_gc]
+    make_slots = _SlotMaker(schema, said, numbers, relevant, max_conditions)
+    slots = [make_slots(given) for given in given_gc]
     n_slots = max(len(s.weights) for s in slots)
     weights_gm = np.zeros((len(slots), n_slots))
     codes_gmc = np.zeros((len(slots), n_slots, len(said)), dtype=np.int64)
@@ -112,7 +116,14 @@ def resolve(
         weights_gm[g, : len(s.weights)] = s.weights
         codes_gmc[g, : len(s.weights)] = s.codes
         continuous_gmd[g, : len(s.weights)] = s.continuous
-    _warn_of_unseen(schema, codes_gmc, weights_gm, said, relevant)
+    _warn_of_unseen(schema, codes_gmc, weights_gm, relevant)
+    covered_g = np.array([s.covered for s in slots])
+    if (covered_g < 1).any() and any(s.averaged is not None and len(s.averaged) > 1 for s in (*said, *numbers)):
+        warn(
+            f"max_conditions: more than {max_conditions} combinations were asked for; those of the largest weight are "
+            f"averaged, with {covered_g.min():.0%} of it; raise max_conditions for all of them",
+            ConditionWarning,
+        )
     per_point = [number.per_point for number in numbers]
     given_nd = None
     if any(values is not None for values in per_point):
@@ -126,7 +137,7 @@ def resolve(
         given_nd=given_nd,
         weights_gm=weights_gm,
         library_n=library_n,
-        covered_g=np.array([s.covered for s in slots]),
+        covered_g=covered_g,
         obs=_in_words(schema, n_points, said, numbers, library_n, label_matters=label_matters),
         arguments=_arguments(schema, said, numbers, library_n, max_conditions),
     )
@@ -180,10 +191,13 @@ def _read(place: str, value: Any, n_points: int, category: Category | None) -> _
         return _Said()
     if isinstance(value, Mapping):
         codes = _values(place, list(value), category)
+        if len(np.unique(codes)) < len(codes):
+            raise ConditionError(f"{place}: {dict(value)!r} came, which has a value twice; each once was expected")
         return _Said(averaged=tuple(zip(codes.tolist(), _weights(place, list(value.values())), strict=True)))
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple | set | frozenset | range):
         values = list(value)
-        if len(set(map(str, values))) < len(values) or not values:
+        codes = _values(place, values, category)
+        if len(np.unique(codes)) < len(values) or not values:
             raise ConditionError(
                 f"{place}: a list of {len(values)} came in which values repeat or which is empty; a list is averaged "
                 "over; for one value per point pass a numpy array, for weights a mapping of names to weights"
@@ -193,11 +207,12 @@ def _read(place: str, value: Any, n_points: int, category: Category | None) -> _
                 f"{place}: the list of {n_points} values is averaged over; for one value per point pass a numpy array",
                 ConditionWarning,
             )
-        codes = _values(place, values, category)
         return _Said(averaged=tuple((code, 1 / len(values)) for code in codes.tolist()))
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
-    if isinstance(value, np.ndarray | pd.Series | pd.Index | pd.Categorical) and np.ndim(value) > 0:
+    if isinstance(value, np.ma.MaskedArray):
+        value = value.astype(object).filled(None)  # what is masked is missing
+    if isinstance(value, np.ndarray | pd.Series | pd.Index | pd.api.extensions.ExtensionArray) and np.ndim(value) > 0:
         values = np.asarray(value)
         if values.shape != (n_points,):
             raise ConditionError(
@@ -208,19 +223,21 @@ def _read(place: str, value: Any, n_points: int, category: Category | None) -> _
 
 
 def _values(place: str, values: Sequence[Any] | np.ndarray, category: Category | None) -> np.ndarray:
-    missing = np.flatnonzero(pd.isna(np.asarray(values, dtype=object)))
+    objects = np.asarray(values, dtype=object)
+    if objects.ndim != 1:
+        raise ConditionError(f"{place}: {listing(values, 3)} came, single names or numbers were expected")
+    missing = np.flatnonzero(pd.isna(objects))
     if len(missing):
         raise ConditionError(f"{place}: {len(missing)} values are missing (the first at {missing[0]}); fill them in")
     if category is not None:
         return category.encode(values, place, f"training levels of {category.key!r}")
     try:
-        numbers = np.asarray(values, dtype=np.float64)
+        numbers = objects.astype(np.float64)  # by way of objects, as complex numbers and dates would pass for numbers
     except (TypeError, ValueError) as error:
-        raise ConditionError(f"{place}: {values!r} came, numbers were expected") from error
-    if not np.isfinite(numbers).all():
-        raise ConditionError(
-            f"{place}: {listing(numbers[~np.isfinite(numbers)], 3)} came, finite numbers were expected"
-        )
+        raise ConditionError(f"{place}: {listing(values, 3)} came, numbers were expected") from error
+    bad = numbers[~(np.abs(numbers) < _LARGEST)].tolist()
+    if bad:
+        raise ConditionError(f"{place}: {listing(bad, 3)} came, finite numbers below {_LARGEST:g} were expected")
     return numbers
 
 
@@ -229,9 +246,14 @@ def _weights(place: str, weights: list[Any]) -> list[float]:
         numbers = np.asarray(weights, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ConditionError(f"{place}: the weights {weights!r} came, numbers were expected") from error
-    if not (np.isfinite(numbers).all() and (numbers >= 0).all() and numbers.sum() > 0):
+    if numbers.ndim != 1:
+        raise ConditionError(f"{place}: the weights {weights!r} came, single numbers were expected")
+    if not ((numbers >= 0).all() and (numbers < _LARGEST).all() and numbers.sum() > 0):
         raise ConditionError(f"{place}: the weights {weights!r} came, numbers >= 0 with a positive sum were expected")
-    return (numbers / numbers.sum()).tolist()  # type: ignore[no-any-return]
+    total = numbers.sum()
+    # weights that were normalised before stay as they are, to the last bit, so that a result can be made again
+    shares = numbers if abs(total - 1) < 1e-12 else numbers / total
+    return shares.tolist()  # type: ignore[no-any-return]
 
 
 # -- from what was said to slots ---------------------------------------------------------------------------------------
@@ -259,75 +281,77 @@ class _Slots:
     covered: float
 
 
-def _slots(
-    schema: Schema,
-    said: list[_Said],
-    numbers: list[_Said],
-    given: tuple[int | None, ...],
-    relevant: list[bool],
-    max_conditions: int,
-) -> _Slots:
-    """The combinations of one group, with weights: those said, times those of the training cells for what was not."""
-    rows = pd.DataFrame({"weight": [1.0]})
-    free: list[str] = []
-    for j, s in enumerate(said):
-        value = given[j]
-        pairs = ((value, 1.0),) if value is not None else s.averaged
-        if pairs is None and relevant[j]:
-            free.append(f"c{j}")
-        else:
-            rows = _times(rows, f"c{j}", pairs or ((0, 1.0),))
-    for j, s in enumerate(numbers):
-        if s.per_point is not None:
-            rows[f"d{j}"] = np.nan  # filled in point by point
-        elif s.averaged is not None:
-            rows = _times(rows, f"d{j}", s.averaged)
-        else:
-            free.append(f"d{j}")
-    if free:
-        match = [f"c{j}" for j in range(len(said)) if relevant[j] and f"c{j}" not in free]
-        rows = _join_training(schema, rows, free, match)
-    rows = rows[rows["weight"] > 0].sort_values("weight", ascending=False, kind="stable")
-    kept = rows.head(max_conditions)
-    covered = float(kept["weight"].sum() / rows["weight"].sum())
-    return _Slots(
-        codes=kept[[f"c{j}" for j in range(len(said))]].to_numpy(dtype=np.int64),
-        continuous=kept[[f"d{j}" for j in range(len(numbers))]].to_numpy(dtype=np.float32),
-        weights=(kept["weight"] / kept["weight"].sum()).to_numpy(),
-        covered=covered,
-    )
+class _SlotMaker:
+    """The combinations of a group, with weights: those said, times those of the training cells for what was not.
 
+    A combination is a row: a code of each category, then a value of each continuous covariate.
+    """
 
-def _times(rows: pd.DataFrame, name: str, pairs: Sequence[tuple[float, float]]) -> pd.DataFrame:
-    """Every row with every value."""
-    values = pd.DataFrame(pairs, columns=[name, "times"])
-    rows = rows.merge(values, how="cross")
-    rows["weight"] *= rows.pop("times")
-    return rows
+    def __init__(
+        self, schema: Schema, said: list[_Said], numbers: list[_Said], relevant: list[bool], max_conditions: int
+    ) -> None:
+        self.n_codes = len(said)
+        self.max_conditions = max_conditions
+        self.rows = np.zeros((1, len(said) + len(numbers)))
+        self.weights = np.ones(1)
+        self.free: list[int] = []
+        for j, s in enumerate((*said, *numbers)):
+            if s.averaged is not None:
+                self._times(j, s.averaged)
+            elif s.per_point is None and (j >= self.n_codes or relevant[j]):
+                self.free.append(j)
+        # a number of each point is filled in point by point
+        self.rows[:, [self.n_codes + j for j, s in enumerate(numbers) if s.per_point is not None]] = np.nan
+        self.match = [j for j in range(len(said)) if relevant[j] and j not in self.free]
+        table = schema.conditions
+        self.training = np.concatenate([table.codes_mc, table.continuous_md], axis=1)
+        self.n_cells_m = table.n_cells_m.astype(np.float64)
 
+    def _times(self, column: int, pairs: Sequence[tuple[float, float]]) -> None:
+        """Every row with every value."""
+        values, weights = np.array(pairs).T
+        n_rows = len(self.rows)
+        self.rows = np.repeat(self.rows, len(values), axis=0)
+        self.rows[:, column] = np.tile(values, n_rows)
+        self.weights = np.repeat(self.weights, len(values)) * np.tile(weights, n_rows)
 
-def _join_training(schema: Schema, rows: pd.DataFrame, free: list[str], match: list[str]) -> pd.DataFrame:
-    """Complete each row by the training combinations that have its codes, in proportion to their cells."""
-    table = schema.conditions
-    training = pd.DataFrame(table.codes_mc, columns=[f"c{j}" for j in range(table.codes_mc.shape[1])])
-    for j in range(table.continuous_md.shape[1]):
-        training[f"d{j}"] = table.continuous_md[:, j]
-    training["cells"] = table.n_cells_m.astype(np.float64)
-    completed = []
-    for index in range(len(rows)):
-        row = rows.iloc[[index]]
-        fitting = training[(training[match] == row[match].iloc[0]).all(axis=1)]
-        if fitting.empty:  # never together in training: the best that is known is the average over all
-            fitting = training
-        share = fitting.groupby(free, as_index=False)["cells"].sum()
-        full = row.merge(share, how="cross")
-        full["weight"] *= full.pop("cells") / share["cells"].sum()
-        completed.append(full)
-    return pd.concat(completed, ignore_index=True)
+    def __call__(self, given: tuple[int | None, ...]) -> _Slots:
+        """The combinations of the points that have the values ``given`` of their own, None elsewhere."""
+        rows, weights = self.rows.copy(), self.weights
+        for j, value in enumerate(given):
+            if value is not None:
+                rows[:, j] = value
+        if self.free:
+            rows, weights = self._join_training(rows, weights)
+        order = np.argsort(-weights, kind="stable")
+        kept = order[: self.max_conditions]
+        kept = kept[weights[kept] > 0]
+        covered = 1.0 if (weights[order[len(kept) :]] == 0).all() else float(weights[kept].sum() / weights.sum())
+        return _Slots(
+            codes=rows[kept, : self.n_codes].astype(np.int64),
+            continuous=rows[kept, self.n_codes :].astype(np.float32),
+            weights=weights[kept] / weights[kept].sum(),
+            covered=covered,
+        )
+
+    def _join_training(self, rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Complete each row by the training combinations that have its codes, in proportion to their cells."""
+        completed, shares = [], []
+        for row, weight in zip(rows, weights, strict=True):
+            fitting = (self.training[:, self.match] == row[self.match]).all(axis=1)
+            if not fitting.any():  # never together in training: the best that is known is the average over all
+                fitting[:] = True
+            free, which = np.unique(self.training[fitting][:, self.free], axis=0, return_inverse=True)
+            cells = np.bincount(which.reshape(-1), weights=self.n_cells_m[fitting])
+            full = np.repeat(row[None], len(free), axis=0)
+            full[:, self.free] = free
+            completed.append(full)
+            shares.append(weight * cells / cells.sum())
+        return np.concatenate(completed), np.concatenate(shares)
 
 
 def _warn_of_unseen(
-    schema: Schema, codes_gmc: np.ndarray, weights_gm: np.ndarray, said: list[_Said], relevant: list[bool]
+    schema: Schema, codes_gmc: np.ndarray, weights_gm: np.ndarray, relevant: list[bool]
 ) -> None:
     columns = np.flatnonzero(relevant)
     seen = {tuple(row) for row in schema.conditions.codes_mc[:, columns].tolist()}
@@ -351,6 +375,24 @@ def _warn_of_unseen(
 AVERAGE = "average"
 """What a table says of a condition that was averaged over."""
 
+OUR_COLUMNS = ("library_size", "time", "support", "supported", "point", "draw", "weight")
+"""What the tables say beside the conditions; so are ``axis_0``, ``axis_1`` and so on."""
+
+
+def obs_columns(schema: Schema) -> list[str | None]:
+    """The column of each condition: batch, categorical covariates, labels, continuous covariates; None: there is none.
+
+    It is the condition's own name, as it was set up, with ``condition_`` before it where that is taken.
+    """
+    columns: list[str | None] = []
+    categories = (schema.batch, *schema.categorical, schema.labels)
+    for key in (*(None if c is None else c.key for c in categories), *schema.continuous):
+        name = key
+        while name is not None and (name in OUR_COLUMNS or name.startswith("axis_") or name in columns):
+            name = f"condition_{name}"
+        columns.append(name)
+    return columns
+
 
 def _in_words(
     schema: Schema,
@@ -361,20 +403,23 @@ def _in_words(
     *,
     label_matters: bool,
 ) -> pd.DataFrame:
+    names = obs_columns(schema)
     columns: dict[str, Any] = {}
-    for s, category in zip(said, (schema.batch, *schema.categorical, schema.labels), strict=True):
+    categories = (schema.batch, *schema.categorical, schema.labels)
+    for s, category, column in zip(said, categories, names, strict=False):
         unsaid_label = category is schema.labels and s == _Said() and not label_matters
-        if category is None or unsaid_label:
+        if category is None or column is None or unsaid_label:
             continue
         if s.per_point is not None:
-            columns[category.key] = pd.Categorical.from_codes(s.per_point.astype(int), categories=category.names)
+            columns[column] = pd.Categorical.from_codes(s.per_point.astype(int), categories=category.names)
         else:
             one = s.averaged is not None and len(s.averaged) == 1
             name = category.names[int(s.averaged[0][0])] if s.averaged and one else AVERAGE
-            columns[category.key] = pd.Categorical.from_codes(np.zeros(n_points, dtype=int), categories=[name])
-    for s, key in zip(numbers, schema.continuous, strict=True):
+            columns[column] = pd.Categorical.from_codes(np.zeros(n_points, dtype=int), categories=[name])
+    for s, column in zip(numbers, names[len(said) :], strict=True):
+        assert column is not None, "a continuous covariate has a name"
         one_number = s.averaged[0][0] if s.averaged is not None and len(s.averaged) == 1 else np.nan
-        columns[key] = s.per_point if s.per_point is not None else np.full(n_points, one_number)
+        columns[column] = s.per_point if s.per_point is not None else np.full(n_points, one_number)
     columns["library_size"] = np.broadcast_to(library_n, (n_points,)).copy()
     return pd.DataFrame(columns)
 
@@ -382,20 +427,27 @@ def _in_words(
 def _arguments(
     schema: Schema, said: list[_Said], numbers: list[_Said], library_n: np.ndarray, max_conditions: int
 ) -> dict[str, Any]:
-    def again(s: _Said, key: str, names: Sequence[str] | None) -> Any:
+    def again(s: _Said, column: str | None, names: Sequence[str] | None) -> Any:
         if s.per_point is not None:
-            return {"per point": key}
+            return {"per point": column}
         if s.averaged is None:
             return None
         pairs = {value if names is None else names[int(value)]: weight for value, weight in s.averaged}
         return next(iter(pairs)) if len(pairs) == 1 else pairs
 
-    said_again = {c.key: again(s, c.key, c.names) for s, c in zip(said[1:-1], schema.categorical, strict=True)}
-    numbers_again = {key: again(s, key, None) for s, key in zip(numbers, schema.continuous, strict=True)}
-    batch, labels = schema.batch, schema.labels
+    columns = obs_columns(schema)
+    batch, labels, categorical = schema.batch, schema.labels, schema.categorical
+    said_again = {
+        c.key: again(s, column, c.names)
+        for s, c, column in zip(said[1:-1], categorical, columns[1 : len(said) - 1], strict=True)
+    }
+    numbers_again = {
+        key: again(s, column, None)
+        for s, key, column in zip(numbers, schema.continuous, columns[len(said) :], strict=True)
+    }
     return {
-        "batch": None if batch is None else again(said[0], batch.key, batch.names),
-        "labels": None if labels is None else again(said[-1], labels.key, labels.names),
+        "batch": None if batch is None else again(said[0], columns[0], batch.names),
+        "labels": None if labels is None else again(said[-1], columns[len(said) - 1], labels.names),
         "categorical": {key: value for key, value in said_again.items() if value is not None},
         "continuous": {key: value for key, value in numbers_again.items() if value is not None},
         "library_size": float(library_n[0]) if len(library_n) == 1 else {"per point": "library_size"},
@@ -404,14 +456,27 @@ def _arguments(
 
 
 def slots_in_words(schema: Schema, conditions: Conditions) -> list[dict[str, Any]]:
-    """The combinations of the first group with their weights, by name: what an average was taken over."""
+    """The combinations with their weights, by name: what an average was taken over.
+
+    Where points have conditions of their own, and so combinations of their own, there are none to list.
+    """
+    if conditions.group_n is not None:
+        return []
     categories = [schema.batch, *schema.categorical, schema.labels]
+    columns = obs_columns(schema)
     rows = []
     for codes, numbers, weight in zip(
         conditions.codes_gmc[0], conditions.continuous_gmd[0], conditions.weights_gm[0], strict=True
     ):
-        if weight > 0:
-            named = {c.key: c.names[code] for c, code in zip(categories, codes, strict=True) if c is not None}
-            valued = {key: float(v) for key, v in zip(schema.continuous, numbers, strict=True) if np.isfinite(v)}
-            rows.append({**named, **valued, "weight": float(weight)})
+        named = {
+            column: c.names[code]
+            for c, code, column in zip(categories, codes, columns, strict=False)
+            if c is not None and column in conditions.obs  # it is not where the label changes nothing
+        }
+        valued = {
+            str(column): float(v)
+            for column, v in zip(columns[len(codes) :], numbers, strict=True)
+            if np.isfinite(v)  # numbers of each point are in obs
+        }
+        rows.append({**named, **valued, "weight": float(weight)})
     return rows

@@ -121,7 +121,8 @@ def listing(names: Iterable[Any], limit: int = 10) -> str:
 
 def suggestion(name: Any, known: Sequence[str]) -> str:
     """``; did you mean 'x'?`` where a known name is near, else nothing."""
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(name), known, n=5, cutoff=0.6)
+    near.sort(key=lambda k: (-difflib.SequenceMatcher(a=k, b=str(name)).ratio(), k))
     if not near:  # 'Donor 1' for 'donor_1': the same letters, another spelling
         folded = {_fold(k): k for k in known}
         match = folded.get(_fold(str(name)))
@@ -150,7 +151,8 @@ def unknown_name(place: str, name: Any, known: Iterable[str], kind: str) -> str:
     known = [str(k) for k in known]
     if not known:
         return f"{place}: {name!r} was given, but there are no {kind}"
-    return f"{place}: {name!r} is not one of the {len(known):,} {kind} {listing(known)}{suggestion(name, known)}"
+    among = f"one of the {len(known):,}" if len(known) > 1 else "among the"
+    return f"{place}: {name!r} is not {among} {kind} {listing(known)}{suggestion(name, known)}"
 
 
 def check_choice(place: str, value: Any, choices: Sequence[str]) -> None:

@@ -25,8 +25,11 @@ def read_library_size(schema: Schema, n_points: int, library_size: Any) -> np.nd
         return np.array([schema.median_library if factor is None else factor], dtype=np.float32)
     if isinstance(library_size, torch.Tensor):
         library_size = library_size.detach().cpu().numpy()
+    if isinstance(library_size, np.ma.MaskedArray):
+        library_size = library_size.astype(np.float64).filled(np.nan)  # what is masked is missing
     try:
-        sizes = np.asarray(library_size, dtype=np.float64)
+        # by way of objects, as complex numbers and dates would pass for numbers
+        sizes = np.asarray(library_size, dtype=object).astype(np.float64)
     except (TypeError, ValueError) as error:
         raise ConditionError(f"library_size: {library_size!r} came, numbers were expected") from error
     if sizes.shape not in ((), (1,), (n_points,), (n_points, 1)):
@@ -34,11 +37,13 @@ def read_library_size(schema: Schema, n_points: int, library_size: Any) -> np.nd
             f"library_size: an array of shape {sizes.shape} came, one number or one per point, ({n_points},), was expected"
         )
     sizes = sizes.reshape(-1)
-    bad = sizes[~(np.isfinite(sizes) & (sizes > 0))]
+    with np.errstate(over="ignore", under="ignore"):  # what float32 cannot hold becomes infinite or 0, and is refused
+        rounded = sizes.astype(np.float32)
+    bad = sizes[~(np.isfinite(rounded) & (rounded > 0))]
     if len(bad):
         raise ConditionError(f"library_size: {listing(bad.tolist(), 3)} came, positive finite numbers were expected")
     _warn_of_strange_library(schema, sizes)
-    return sizes.astype(np.float32)
+    return rounded
 
 
 def _warn_of_strange_library(schema: Schema, sizes: np.ndarray) -> None:

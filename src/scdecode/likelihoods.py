@@ -1,7 +1,8 @@
 """The distributions of one count given the decoder's output, in plain torch: the reference for every faster kernel.
 
 Means and inverse dispersions come as logarithms, since that is what the decoder has: ``log mu = log l + log softmax``.
-In that form nothing needs a small constant inside a logarithm to stay finite, for any mean and any dispersion.
+In that form nothing needs a small constant inside a logarithm to stay finite, for any mean; and for any dispersion, as
+log theta is kept within bounds beyond which the distribution no longer changes.
 
 With ``d = log mu - log theta`` and ``s = softplus`` the negative binomial of mean mu and variance ``mu + mu^2 / theta``
 (Lopez et al. 2018, Nature Methods 15:1053, Methods) is
@@ -18,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
-from torch.nn.functional import softplus
+from torch.nn import functional
 
 _LARGE_THETA = 100.0  # from here on lgamma(x + theta) - lgamma(theta) cancels to noise in float32
+# theta of 1e-20 gives zeros, one of 2e17 a Poisson; beyond, float32 would overflow in the gradients and in the draws
+_LOG_THETA_BOUNDS = (-46.0, 40.0)
 
 
 class _CountDistribution(Distribution):
@@ -67,6 +70,7 @@ class Poisson(_CountDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of counts, in nats."""
+        value = value.to(self.log_mu.dtype)  # whole numbers too
         return value * self.log_mu - self.mu - torch.lgamma(value + 1)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -84,11 +88,11 @@ class NegativeBinomial(_CountDistribution):
         Log of the mean, in log counts; any shape.
     log_theta
         Log of the inverse dispersion theta; any shape that broadcasts with ``log_mu``. The variance is
-        ``mu + mu^2 / theta``.
+        ``mu + mu^2 / theta``. Kept within -46 and 40.
     """
 
     def __init__(self, log_mu: Tensor, log_theta: Tensor) -> None:
-        self.log_theta = log_theta
+        self.log_theta = log_theta.clamp(*_LOG_THETA_BOUNDS)
         super().__init__(log_mu, log_theta)
 
     @property
@@ -103,8 +107,9 @@ class NegativeBinomial(_CountDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of counts, in nats."""
+        value = value.to(self.log_mu.dtype)  # whole numbers too
         d = self.log_mu - self.log_theta
-        return _gamma_terms(value, self.log_theta) - self.theta * softplus(d) - value * softplus(-d)
+        return _gamma_terms(value, self.log_theta) - self.theta * _softplus(d) - value * _softplus(-d)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, ``(*sample_shape, *shape)``, in counts: Poisson counts of a gamma-distributed mean."""
@@ -125,7 +130,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     """
 
     def __init__(self, log_mu: Tensor, log_theta: Tensor, zi_logits: Tensor) -> None:
-        self.log_theta, self.zi_logits = log_theta, zi_logits
+        self.log_theta, self.zi_logits = log_theta.clamp(*_LOG_THETA_BOUNDS), zi_logits
         _CountDistribution.__init__(self, log_mu, log_theta, zi_logits)
 
     @property
@@ -136,7 +141,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     @property
     def mean(self) -> Tensor:
         """Mean after the loss, in counts."""
-        return torch.sigmoid(-self.zi_logits) * self.mu
+        return (torch.sigmoid(-self.zi_logits) * self.mu).expand(self.batch_shape)
 
     @property
     def variance(self) -> Tensor:
@@ -147,7 +152,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         """Log-probability of counts, in nats."""
         count = super().log_prob(value)
         log_zero_or_lost = torch.logaddexp(self.zi_logits, count)  # log(pi + (1 - pi) NB(0)) - log(1 - pi)
-        return torch.where(value > 0, count, log_zero_or_lost) - softplus(self.zi_logits)
+        return torch.where(value > 0, count, log_zero_or_lost) - _softplus(self.zi_logits)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, ``(*sample_shape, *shape)``, in counts."""
@@ -183,15 +188,22 @@ def make_likelihood(
     return ZeroInflatedNegativeBinomial(log_mu, log_theta, zi_logits)
 
 
+def _softplus(x: Tensor) -> Tensor:
+    """``log(1 + exp(x))``; torch's own threshold of 20, from where on it gives x, is right to float32 alone."""
+    return functional.softplus(x, threshold=40.0)
+
+
 def _gamma_terms(x: Tensor, log_theta: Tensor) -> Tensor:
     """``lgamma(x + theta) - lgamma(theta) - lgamma(x + 1)``, computed where x is not zero."""
-    x, log_theta_full = torch.broadcast_tensors(x, log_theta)
+    shape = torch.broadcast_shapes(x.shape, log_theta.shape)
+    x = torch.atleast_1d(x.expand(shape))
     at = x.nonzero(as_tuple=True)
     counts = x[at]
     # a dispersion of the gene alone is gathered from its own row, so that its gradient is not a dense matrix
-    log_theta_at = log_theta[at[-1]] if log_theta.dim() == 1 else log_theta_full[at]
+    by_gene = log_theta.shape == x.shape[-1:]
+    log_theta_at = log_theta[at[-1]] if by_gene else log_theta.expand(x.shape)[at]
     terms = _lgamma_ratio(counts, log_theta_at.exp()) - torch.lgamma(counts + 1)
-    return torch.zeros(x.shape, dtype=terms.dtype, device=x.device).index_put(at, terms)
+    return torch.zeros(x.shape, dtype=terms.dtype, device=x.device).index_put(at, terms).reshape(shape)
 
 
 def _lgamma_ratio(x: Tensor, theta: Tensor) -> Tensor:

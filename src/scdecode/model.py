@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from torch import Tensor
-from torch.distributions import Distribution, Normal
+from torch.distributions import Normal
 
 from scdecode import config as configs
+from scdecode import expression
 from scdecode.cells import Cells, check_cells, read_cells, read_training_cells, setup_anndata
-from scdecode.conditions import resolve
 from scdecode.config import (
     BatchRepresentation,
     Dispersion,
@@ -27,28 +27,15 @@ from scdecode.config import (
     NormPlacement,
     TrainConfig,
 )
-from scdecode.decoding import decode_tiles, distribution, make_request
 from scdecode.devices import choose_device
 from scdecode.encoding import Posterior, encode, latent_draws, latent_mean
-from scdecode.errors import (
-    InputError,
-    NotTrainedError,
-    PointsError,
-    SupportWarning,
-    TrainingWarning,
-    listing,
-    unknown_name,
-    warn,
-)
+from scdecode.errors import InputError, NotTrainedError, TrainingWarning, warn
 from scdecode.formats import native
 from scdecode.formats.native import StoredModel, build_vae
-from scdecode.points import read_points
 from scdecode.progress import training_progress
-from scdecode.provenance import make_frame
 from scdecode.reference import Reference, make_reference
-from scdecode.results import OnTile, collect, stream
 from scdecode.schema import Columns, Schema
-from scdecode.support import FAR, Support, make_support
+from scdecode.support import Support, make_support
 from scdecode.training import OnEpoch, fit
 from scdecode.vae import VAE
 
@@ -337,7 +324,7 @@ class SCVI:
         return latent_draws(posterior, self.config, 1, seed=seed)[0]
 
     def _posterior(self, adata: AnnData | None, indices: Any, batch_size: int, device: str) -> Posterior:
-        self._check_trained("encode")
+        self.reference()  # an untrained model is an error
         rows = None if indices is None else np.asarray(indices)
         if rows is not None and rows.dtype == bool:
             rows = np.flatnonzero(rows)
@@ -352,203 +339,31 @@ class SCVI:
 
     # -- latents to expression -------------------------------------------------------------------------------------
 
-    def decode(
-        self,
-        points: Any,
-        *,
-        quantity: str = "rate",
-        library_size: Any = None,
-        batch: Any = None,
-        labels: Any = None,
-        categorical: Mapping[str, Any] | None = None,
-        continuous: Mapping[str, Any] | None = None,
-        genes: Sequence[str] | None = None,
-        spread: Any = None,
-        n_samples: int | None = None,
-        seed: int | None = None,
-        out: str | Path | None = None,
-        chunk_size: int | None = None,
-        max_conditions: int = 100,
-        use_rep: str | None = None,
-        device: str | None = None,
-        on_tile: OnTile | None = None,
-    ) -> AnnData:
-        """Decode latent points to gene expression.
-
-        Parameters
-        ----------
-        points
-            ``(..., k)``: numpy, torch, dask, a list, a DataFrame, an AnnData with ``use_rep``, a torch ``Normal`` or
-            ``MultivariateNormal``, or a :class:`scdecode.Trajectory`. They need be no cell's.
-        quantity
-            ``"scale"``: rho, the fraction of the RNA, which sums to one over all genes of the model. ``"rate"``:
-            l rho, counts expected before zero inflation. ``"mean"``: (1 - pi) l rho, counts expected to be observed.
-            ``"counts"``: counts drawn from the likelihood. (Symbols as in Lopez et al. 2018, Methods.)
-        library_size
-            l, in counts, never its logarithm: one number, one per point, or ``"observed"`` for the median of the
-            training cells. By default 1e4 counts; for a model with a size factor, the median size factor.
-        batch, labels
-            A name for all points; a numpy array or pandas Series, one per point; a list of names to average over, or a
-            mapping of names to weights. By default the average over the combinations of conditions that occurred in
-            training, weighted by their cells. ``labels`` matters with ``dispersion="gene-label"`` alone.
-        categorical, continuous
-            Mappings of covariate names to values, each in one of these forms; continuous covariates in the units of
-            the training data.
-        genes
-            Names of the genes to return; the scale stays a fraction of all genes.
-        spread
-            How far the latent points scatter: a standard deviation, ``(..., k)`` of them, or ``(..., k, k)``
-            covariances. The result is then the mean over draws, with layers ``std``, ``q05`` and ``q95``.
-        n_samples
-            Draws for the spread (by default 100), or of ``"counts"`` for each point (by default 1; the draws of a point
-            are rows side by side, numbered in ``obs``).
-        seed
-            Of the draws; None is 0.
-        out
-            A ``.h5ad`` or ``.zarr`` to write to, tile by tile, with memory that does not grow with the points; the
-            result then reads from it.
-        chunk_size
-            Points in a tile; by default as many as fit the processor's cache.
-        max_conditions
-            Combinations of conditions to average over, at most; the most frequent are kept.
-        use_rep
-            The entry of ``obsm`` with the points, for an AnnData; by default ``"X_scVI"``.
-        device
-            Where to compute; by default the CPU.
-        on_tile
-            Called with the number of points of each tile that is done.
-
-        Returns
-        -------
-        AnnData
-            Points x genes. ``obs`` has the conditions, ``library_size``, ``support`` (percent, see :meth:`support`) and
-            ``supported``; ``obsm["latent"]`` the points; ``uns["scdecode"]`` what was done, which
-            :func:`scdecode.decode_arguments` turns back into arguments.
-
-        Raises
-        ------
-        PointsError
-            For points of the wrong width, without rows, with NaN.
-        ConditionError
-            For unknown names, wrong lengths, missing values, impossible library sizes.
-        InputError
-            For unknown genes or quantities.
-        OutputError
-            Where ``out`` cannot be written; nothing is left that looks finished.
-        """
-        self._check_trained("decode")
-        read = read_points(
-            points,
-            self.config.n_latent,
-            spread=spread,
-            use_rep=use_rep,
-            simplex=self.config.latent_distribution == "ln",
-        )
-        conditions = resolve(
-            self.schema,
-            len(read),
-            batch=batch,
-            labels=labels,
-            categorical=categorical,
-            continuous=continuous,
-            library_size=library_size,
-            max_conditions=max_conditions,
-            label_matters=self.config.dispersion == "gene-label",
-        )
-        positions = self._gene_positions(genes)
-        request = make_request(
-            quantity, read, self.schema.n_genes, genes=positions, n_samples=n_samples, seed=seed, chunk_size=chunk_size
-        )
-        support_n = self._support_of().percentile(read.z_nk)
-        _warn_of_support(support_n)
-        frame = make_frame(self.schema, read, conditions, request, support_n)
-        tiles = decode_tiles(self.vae, read, conditions, request, choose_device(device or "cpu"))
-        return collect(tiles, frame, on_tile) if out is None else stream(tiles, frame, out, on_tile)
-
-    def distribution(
-        self,
-        z: Tensor,
-        *,
-        library_size: Any = None,
-        batch: Any = None,
-        labels: Any = None,
-        categorical: Mapping[str, Any] | None = None,
-        continuous: Mapping[str, Any] | None = None,
-        genes: Sequence[str] | None = None,
-        max_conditions: int = 100,
-    ) -> Distribution:
-        """p(x | z) as a torch distribution, differentiable in z; the arguments are those of :meth:`decode`.
-
-        Parameters
-        ----------
-        z
-            ``(n, k)`` tensor on the CPU.
-        library_size, batch, labels, categorical, continuous, genes, max_conditions
-            As for :meth:`decode`. Averaged over several conditions, each gene has the mixture over them.
-
-        Returns
-        -------
-        torch.distributions.Distribution
-            Of counts, ``(n, genes)``: ``log_prob``, ``mean``, ``variance``, ``sample``.
-        """
-        self._check_trained("distribution")
-        if not isinstance(z, Tensor) or z.dim() != 2 or z.shape[1] != self.config.n_latent:
-            came = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-            raise PointsError(f"z: {came} came, a tensor of shape (n, {self.config.n_latent}) was expected")
-        read_points(z, self.config.n_latent, simplex=self.config.latent_distribution == "ln")  # for its checks
-        conditions = resolve(
-            self.schema,
-            len(z),
-            batch=batch,
-            labels=labels,
-            categorical=categorical,
-            continuous=continuous,
-            library_size=library_size,
-            max_conditions=max_conditions,
-            label_matters=self.config.dispersion == "gene-label",
-        )
-        positions = self._gene_positions(genes)
-        return distribution(self.vae, z.float(), conditions, None if positions is None else torch.tensor(positions))
-
-    def support(self, points: Any, *, use_rep: str | None = None) -> np.ndarray:
-        """How close points are to the cells that the model learned from, in percent, in the shape of the points.
-
-        50 is a typical training cell, 100 is farther from the others than any. Above 99 the decoder has learned from
-        nothing nearby, and what it says there is extrapolation.
-
-        Parameters
-        ----------
-        points, use_rep
-            As for :meth:`decode`.
-        """
-        self._check_trained("support")
-        read = read_points(points, self.config.n_latent, use_rep=use_rep)
-        return self._support_of().percentile(read.z_nk).reshape(read.shape)
+    decode = expression.decode
+    distribution = expression.distribution
+    support = expression.support
 
     def reference_latents(self) -> np.ndarray:
         """Latents of the training cells that the model keeps, ``(r, k)``: up to 20,000."""
-        self._check_trained("reference_latents")
-        assert self._reference is not None, "a trained model has a reference"
-        return self._reference.latent_rk
+        return self.reference().latent_rk
 
-    def _support_of(self) -> Support:
-        assert self._reference is not None, "a trained model has a reference"
+    def reference(self) -> Reference:
+        """The training cells that the model keeps, with their conditions.
+
+        Raises
+        ------
+        NotTrainedError
+            Before the model is trained.
+        """
+        if self._reference is None:
+            raise NotTrainedError("the model has no trained weights; call model.train() first")
+        return self._reference
+
+    def support_index(self) -> Support:
+        """What :meth:`support` measures against; made when it is first needed."""
         if self._support is None:
-            self._support = make_support(self._reference.latent_rk)
+            self._support = make_support(self.reference().latent_rk)
         return self._support
-
-    def _gene_positions(self, genes: Sequence[str] | None) -> tuple[int, ...] | None:
-        if genes is None:
-            return None
-        names = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
-        for name in names:
-            if name not in self.schema.gene_codes:
-                raise InputError(unknown_name("genes", name, self.schema.genes, "genes of the model"))
-        if not names or len(set(names)) < len(names):
-            raise InputError(
-                f"genes: {listing(names)} came, which is empty or names a gene twice; each once was expected"
-            )
-        return tuple(self.schema.gene_codes[name] for name in names)
 
     # -- keeping ---------------------------------------------------------------------------------------------------
 
@@ -567,14 +382,12 @@ class SCVI:
         OutputError
             Where it cannot be written, or is there already.
         """
-        self._check_trained("save")
-        assert self._reference is not None, "a trained model has a reference"
         summary = {"history": self._history.to_dict(orient="list"), "ending": self._ending}
         stored = StoredModel(
             config=self.config,
             schema=self.schema,
             vae=self.vae,
-            reference=self._reference,
+            reference=self.reference(),
             train_config=self.train_config,
             summary=summary,
             version=version("scdecode"),
@@ -613,10 +426,6 @@ class SCVI:
             f"{c.n_layers} hidden layer(s) of {c.n_hidden}"
         )
 
-    def _check_trained(self, place: str) -> None:
-        if not self.is_trained:
-            raise NotTrainedError(f"{place}: the model has no trained weights; call model.train() first")
-
 
 def load(path: str | Path) -> SCVI:
     """Open a model directory; it needs no AnnData.
@@ -648,13 +457,3 @@ def _library_prior(cells: Cells, n_batches: int) -> tuple[Tensor, Tensor]:
             logs = np.log(library.astype(np.float64))
             mean[batch], variance[batch] = float(logs.mean()), float(logs.var())
     return mean, variance
-
-
-def _warn_of_support(support_n: np.ndarray) -> None:
-    far = int((support_n > FAR).sum())
-    if far:
-        warn(
-            f"points: {far:,} of {len(support_n):,} lie farther from the training cells than {FAR:g} % of these lie from "
-            "each other; what is decoded there is extrapolation (obs['supported'] is False)",
-            SupportWarning,
-        )

@@ -37,7 +37,7 @@ class CovariateLinear(nn.Linear):
         if self.in_features == self.n_input:
             return linear(x, self.weight, self.bias)
         assert codes is not None and codes.shape[-1] == len(self.n_levels), "one code for each condition"
-        shift = self.bias if self.bias is not None else 0.0
+        shift: Tensor | float = 0.0 if self.bias is None else self.bias
         columns = self.weight[:, self.n_input :].t()
         offset = 0
         for j, n in enumerate(self.n_levels):

@@ -1,34 +1,65 @@
-"""Pictures of decoded expression, of latents and of a training; each function returns the matplotlib Axes it drew on."""
+"""Pictures of decoded expression, of latents and of a training; each function returns the Axes it drew on."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 
 from scdecode.errors import InputError, missing_extra, unknown_name
+from scdecode.files import replacing
 from scdecode.model import SCVI
 from scdecode.points import read_points
+from scdecode.support import FAR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which people of every colour vision tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 _FAR_COLOUR = "#BBBBBB"
 
 
+def check_matplotlib() -> None:
+    """Raise :class:`MissingExtraError` where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise missing_extra("matplotlib", "plot", "scdecode.plot")
+
+
 def _axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
     if ax is not None:
         return ax
-    try:
-        import matplotlib.pyplot as plt  # an extra; and slow to import, so not before it is needed
-    except ImportError as error:
-        raise missing_extra("matplotlib", "plot", "scdecode.plot") from error
+    check_matplotlib()
+    import matplotlib.pyplot as plt  # an extra; and slow to import, so not before it is needed
+
     return plt.subplots(figsize=figsize, layout="constrained")[1]
+
+
+def save(ax: Axes, path: str | Path) -> None:
+    """Write the figure of Axes to a file (.png, .pdf, .svg) and close it.
+
+    Raises
+    ------
+    InputError
+        For an ending that matplotlib does not write.
+    OutputError
+        Where it cannot be written.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, path = cast("Figure", ax.get_figure(root=True)), Path(path)
+    if path.suffix[1:] not in figure.canvas.get_supported_filetypes():
+        raise InputError(f"{path}: {path.suffix!r} came, a name that ends in .png, .pdf or .svg was expected")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    plt.close(figure)
 
 
 def _unit(expression: AnnData) -> str:
@@ -58,7 +89,10 @@ def _columns(expression: AnnData, genes: Sequence[str]) -> list[int]:
 
 
 def _dense(matrix: Any, columns: list[int]) -> np.ndarray:
-    values = matrix[:][:, columns] if not hasattr(matrix, "toarray") else matrix[:, columns].toarray()
+    """Columns of an expression matrix, in memory or on disk, dense or sparse."""
+    if hasattr(matrix, "to_memory"):  # anndata's sparse matrices on disk
+        matrix = matrix.to_memory()
+    values = matrix[:, columns].toarray() if sp.issparse(matrix) else np.asarray(matrix[:])[:, columns]
     return np.asarray(values, dtype=np.float64)
 
 
@@ -93,7 +127,7 @@ def trends(expression: AnnData, genes: Sequence[str], *, ax: Axes | None = None,
     log
         Whether the vertical axis is ``log1p`` of the expression.
     """
-    columns = _columns(expression, genes)
+    unit, columns = _unit(expression), _columns(expression, genes)
     ax = _axes(ax, (6.0, 3.6))
     x, label = _along(expression)
     change = np.log1p if log else np.asarray
@@ -106,7 +140,6 @@ def trends(expression: AnnData, genes: Sequence[str], *, ax: Axes | None = None,
         ax.plot(x, values[:, j], color=COLOURS[j % len(COLOURS)], label=gene, linewidth=1.8)
     _mark_unsupported(ax, expression, x)
     ax.set_xlabel(label)
-    unit = _unit(expression)
     ax.set_ylabel(f"log1p of {unit}" if log else unit)
     ax.margins(x=0)
     ax.spines[["top", "right"]].set_visible(False)
@@ -196,35 +229,40 @@ def latent(
     centre = shown.mean(axis=0)
     _, singular, axes = np.linalg.svd(shown - centre, full_matrices=False)
     axes, share = axes[:2], singular[:2] ** 2 / (singular**2).sum()
-    xy = (shown - centre) @ axes.T
+    x, y = axes @ (shown - centre).T
     if colour is None:
-        ax.scatter(*xy.T, s=6, color=_FAR_COLOUR, linewidths=0, label="training cells")
+        ax.scatter(x, y, s=6, color=_FAR_COLOUR, linewidths=0, label="training cells")
     else:
         categories = pd.Categorical(colour)
+        palette = _palette(len(categories.categories))
         for i, name in enumerate(categories.categories):
             at = categories.codes == i
-            fill = COLOURS[i % len(COLOURS)] if i < len(COLOURS) else ax._get_lines.get_next_color()
-            ax.scatter(*xy[at].T, s=8, color=fill, linewidths=0, label=str(name), alpha=0.7)
+            ax.scatter(x[at], y[at], s=8, color=palette[i], linewidths=0, label=str(name), alpha=0.7)
     if points is not None:
-        path = (read_points(points, model.config.n_latent).z_nk.numpy() - centre) @ axes.T
-        far = model.support(points).reshape(-1) > 99
-        ax.plot(*path.T, color="black", linewidth=1.2, label="path")
-        ax.scatter(*path[~far].T, s=9, color="black", linewidths=0)
+        read = read_points(points, model.config.n_latent)
+        along, across = axes @ (read.z_nk.numpy() - centre).T
+        far = model.support(points).reshape(-1) > FAR
+        ax.plot(along, across, color="black", linewidth=1.0, marker=".", markersize=3, label="path")
+        for name, at in (("start", 0), ("end", -1)):
+            ax.annotate(name, (along[at], across[at]), xytext=(4, 4), textcoords="offset points", fontsize=8)
         if far.any():
-            ax.scatter(
-                *path[far].T,
-                s=14,
-                facecolor="white",
-                edgecolor="black",
-                linewidths=0.8,
-                label="far from cells",
-                zorder=3,
-            )
-    for i, name in enumerate((ax.set_xlabel, ax.set_ylabel)):
-        name(f"latent principal axis {i + 1} ({share[i]:.0%} of variance)")
+            hollow = ax.scatter(along[far], across[far], s=14, color="white", label="far from training cells", zorder=3)
+            hollow.set(edgecolor="black", linewidth=0.8)
+    ax.set_xlabel(f"latent principal axis 1 ({share[0]:.0%} of variance)")
+    ax.set_ylabel(f"latent principal axis 2 ({share[1]:.0%} of variance)" if len(share) > 1 else "")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=1.6)
     return ax
+
+
+def _palette(n: int) -> list[Any]:
+    """Colours for ``n`` categories: distinct ones while there are, then a map's."""
+    if n <= len(COLOURS):
+        return list(COLOURS)
+    import matplotlib as mpl
+
+    colours = mpl.colormaps["tab20"](np.arange(20)) if n <= 20 else mpl.colormaps["turbo"](np.linspace(0, 1, n))
+    return list(colours)
 
 
 def history(model: SCVI, *, ax: Axes | None = None) -> Axes:

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from anndata import AnnData
 from torch import Tensor
@@ -16,6 +17,9 @@ from scdecode.errors import PointsError, SupportWarning, listing, unknown_name, 
 
 DEFAULT_REP = "X_scVI"
 """The entry of ``obsm`` that is taken from an AnnData when none is named: where scvi-tools' tutorials put latents."""
+
+_LARGEST = 1e30
+"""No latent is near it, and far above it the network's sums overflow to NaN."""
 
 
 @runtime_checkable
@@ -58,8 +62,9 @@ def read_points(
     Parameters
     ----------
     points
-        ``(..., k)`` in float16, float32, float64 or whole numbers: numpy, torch, dask, a list, a DataFrame, an AnnData
-        (see ``use_rep``), a normal distribution of torch, or a trajectory. One point may be ``(k,)``.
+        ``(..., k)`` in float16, float32, float64 or whole numbers: numpy, torch, dask, scipy.sparse, a list, a
+        DataFrame, an AnnData (see ``use_rep``), a normal distribution of torch, or a trajectory. One point may be
+        ``(k,)``.
     n_latent
         The model's k.
     spread
@@ -81,13 +86,13 @@ def read_points(
     if isinstance(points, AnnData):
         names, points = points.obs_names, _representation(points, use_rep)
     elif isinstance(points, pd.DataFrame):
-        names, points = points.index, points.to_numpy()
+        names = points.index
     elif isinstance(points, Distribution):
         points, given = _moments(points)
         spread = given if spread is None else spread
     elif isinstance(points, Path):
         spread = points.spread if spread is None else spread
-        time, points = np.asarray(points.time), points.points
+        time, points = points.time, points.points
     array = _to_array(points, "points")
     if array.ndim == 0 or array.shape[-1] != n_latent:
         turned = array.ndim == 2 and array.shape[0] == n_latent
@@ -98,8 +103,9 @@ def read_points(
     if array.size == 0:
         raise PointsError(f"points: shape {array.shape} came, which has no points; at least one was expected")
     shape = array.shape[:-1]
-    z_nk = torch.from_numpy(np.ascontiguousarray(array.reshape(-1, n_latent), dtype=np.float32))
-    bad = (~torch.isfinite(z_nk)).any(dim=1).nonzero().reshape(-1).tolist()
+    with np.errstate(over="ignore"):  # what overflows is among the points that are too large
+        z_nk = torch.from_numpy(np.array(array.reshape(-1, n_latent), dtype=np.float32, order="C"))
+    bad = (~(z_nk.abs() < _LARGEST)).any(dim=1).nonzero().reshape(-1).tolist()
     if bad:
         raise PointsError(
             f"points: {len(bad):,} of {len(z_nk):,} points have NaN, infinite or too large values (points "
@@ -107,10 +113,25 @@ def read_points(
         )
     if simplex:
         _check_simplex(z_nk)
-    if names is None:
-        names = pd.RangeIndex(len(z_nk))
     given, factors = _read_spread(spread, shape, n_latent)
-    return Points(z_nk, shape, names.astype(str), given, factors, time)
+    return Points(z_nk, shape, _as_names(names, len(z_nk)), given, factors, _read_time(time, len(z_nk)))
+
+
+def _as_names(names: pd.Index | None, n_points: int) -> pd.Index:
+    if names is None:
+        names = pd.RangeIndex(n_points)
+    if isinstance(names, pd.MultiIndex):
+        return pd.Index(["-".join(map(str, levels)) for levels in names])
+    return names.astype(str)
+
+
+def _read_time(time: Any, n_points: int) -> np.ndarray | None:
+    if time is None:
+        return None
+    array = _to_array(time, "time")
+    if array.shape != (n_points,):
+        raise PointsError(f"time: shape {array.shape} came, one number per point, ({n_points},), was expected")
+    return array
 
 
 def _representation(adata: AnnData, use_rep: str | None) -> Any:
@@ -133,22 +154,35 @@ def _moments(distribution: Distribution) -> tuple[Any, Any]:
 
 
 def _to_array(values: Any, place: str) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().to(torch.float32).numpy()
-    if hasattr(values, "compute"):  # dask
-        values = values.compute()
-    if isinstance(values, pd.DataFrame):
-        values = values.to_numpy()
     try:
-        array = np.asarray(values)
-        if array.dtype.kind not in "fiu":
+        array = _as_numpy(values)
+        if array.dtype.kind in "bOSU":  # objects may be numbers; what is none of these says so
             array = array.astype(np.float64)
-    except (TypeError, ValueError) as error:
+        if array.dtype.kind not in "fiu":
+            raise TypeError(f"of type {array.dtype}")
+    except (TypeError, ValueError, RuntimeError) as error:  # the last is what torch raises
         raise PointsError(
             f"{place}: {type(values).__name__} came that is no array of numbers ({error}); numpy, torch, a DataFrame, a "
             "list, an AnnData or a trajectory was expected"
         ) from error
     return array
+
+
+def _as_numpy(values: Any) -> np.ndarray:
+    if hasattr(values, "compute"):  # dask
+        values = values.compute()
+    if isinstance(values, list | tuple) and values and all(isinstance(v, torch.Tensor) for v in values):
+        values = torch.stack(tuple(values))
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values if values.layout is torch.strided else values.to_dense()
+        values = values.float() if values.dtype is torch.bfloat16 else values  # numpy has none
+        return values.numpy()
+    if sp.issparse(values):
+        return values.toarray()
+    if isinstance(values, np.ma.MaskedArray):  # what is masked is missing, and numpy would give what is below the mask
+        return values.astype(np.float64).filled(np.nan) if np.ma.is_masked(values) else values.data
+    return np.asarray(values)
 
 
 def _check_simplex(z_nk: Tensor) -> None:
@@ -168,9 +202,14 @@ def _read_spread(spread: Any, shape: tuple[int, ...], n_latent: int) -> tuple[np
     array = _to_array(spread, "spread").astype(np.float64)
     widths = (*shape, n_latent)
     n = int(np.prod(shape))
-    if not np.isfinite(array).all():
-        raise PointsError("spread: it has NaN or infinite values; finite numbers were expected")
-    # k standard deviations for k points could be k x k covariances too: the shape of the points goes first
+    if not (np.abs(array) < _LARGEST).all():
+        raise PointsError("spread: it has NaN, infinite or too large values; finite numbers were expected")
+    if array.shape == widths == (n_latent, n_latent) and _may_be_covariance(array):
+        raise PointsError(
+            f"spread: a symmetric array of shape {array.shape} came for {n_latent} points, which may be the standard "
+            f"deviations of each point or one covariance of all; covariances {(*widths, n_latent)} leave no doubt: "
+            "np.broadcast_to(covariance, ...) or, of standard deviations, [np.diag(sd**2) for sd in ...]"
+        )
     if array.shape in ((), widths):
         if (array < 0).any():
             raise PointsError("spread: negative standard deviations came; numbers of at least 0 were expected")
@@ -191,11 +230,16 @@ def _read_spread(spread: Any, shape: tuple[int, ...], n_latent: int) -> tuple[np
     return covariances, (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)).float()
 
 
+def _may_be_covariance(array: np.ndarray) -> bool:
+    """Whether one standard deviation for each of k points and k dimensions could be meant as a covariance, too."""
+    return bool((array == array.T).all() and (array != array[0, 0]).any())
+
+
 def draw(points: Points, rows: slice, n_samples: int, generator: torch.Generator) -> Tensor:
     """Draws around the points at ``rows``, ``(n_samples, n, k)``; the points themselves where they have no spread."""
     z = points.z_nk[rows]
     if points.factors is None:
         return z.expand(n_samples, *z.shape)
-    noise = torch.randn((n_samples, *z.shape), generator=generator)
+    noise = torch.randn((n_samples, *z.shape), generator=generator, dtype=z.dtype, device=z.device)
     factors = points.factors[rows]
     return z + (noise * factors if factors.dim() == 2 else torch.einsum("nij,snj->sni", factors, noise))

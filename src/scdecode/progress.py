@@ -25,15 +25,15 @@ _SHOWN = (("train", "elbo_train"), ("validation", "elbo_validation"))
 
 
 @contextmanager
-def counting_progress(title: str, total: int, *, enabled: bool) -> Iterator[Callable[[int], None]]:
-    """A bar of ``total`` things: a function to call with how many more are done."""
+def counting_progress(title: str, *, enabled: bool) -> Iterator[Callable[[int], None]]:
+    """A bar of things: a function to call with how many more are done."""
     done = 0
     with _bar(title, enabled=enabled) as advance:
 
         def add(n: int) -> None:
             nonlocal done
             done += n
-            advance(done, total, "")
+            advance(done, done, "")
 
         yield add
 

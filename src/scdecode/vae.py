@@ -102,6 +102,8 @@ class VAE(nn.Module):
 
         rows = {"gene": 1, "gene-batch": n_batches, "gene-label": n_labels}.get(config.dispersion)
         self.log_theta = None if rows is None else nn.Parameter(torch.randn(rows, n_genes))
+        self.library_log_mean: Tensor
+        self.library_log_variance: Tensor
         if config.learns_library:
             assert library_prior is not None, "a learned library size has a prior"
             self.register_buffer("library_log_mean", library_prior[0])

@@ -1,0 +1,242 @@
+"""Decode, the heart: any latent points, named conditions, the right units, error bars and support.
+
+These functions are the methods of the same names of :class:`scdecode.SCVI`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from anndata import AnnData
+from torch import Tensor
+from torch.distributions import Distribution
+
+from scdecode.conditions import resolve
+from scdecode.config import ModelConfig
+from scdecode.decoding import decode_tiles, make_request
+from scdecode.decoding import distribution as likelihood_of
+from scdecode.devices import choose_device
+from scdecode.errors import InputError, PointsError, SupportWarning, listing, unknown_name, warn
+from scdecode.points import read_points
+from scdecode.provenance import make_frame
+from scdecode.reference import Reference
+from scdecode.results import OnTile, collect, stream
+from scdecode.schema import Schema
+from scdecode.support import FAR, Support
+from scdecode.vae import VAE
+
+
+class Decodable(Protocol):
+    """What decoding needs of a model."""
+
+    config: ModelConfig
+    schema: Schema
+    vae: VAE
+
+    def reference(self) -> Reference:
+        """Training cells; an error where the model was not trained."""
+
+    def support_index(self) -> Support:
+        """What support is measured against; an error where the model was not trained."""
+
+
+def decode(
+    model: Decodable,
+    points: Any,
+    *,
+    quantity: str = "rate",
+    library_size: Any = None,
+    batch: Any = None,
+    labels: Any = None,
+    categorical: Mapping[str, Any] | None = None,
+    continuous: Mapping[str, Any] | None = None,
+    genes: Sequence[str] | None = None,
+    spread: Any = None,
+    n_samples: int | None = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    chunk_size: int | None = None,
+    max_conditions: int = 100,
+    use_rep: str | None = None,
+    device: str | None = None,
+    on_tile: OnTile | None = None,
+) -> AnnData:
+    """Decode latent points to gene expression.
+
+    Parameters
+    ----------
+    points
+        ``(..., k)``: numpy, torch, dask, a list, a DataFrame, an AnnData with ``use_rep``, a torch ``Normal`` or
+        ``MultivariateNormal``, or a :class:`scdecode.Trajectory`. They need be no cell's.
+    quantity
+        ``"scale"``: rho, the fraction of the RNA, which sums to one over all genes of the model. ``"rate"``:
+        l rho, counts expected before zero inflation. ``"mean"``: (1 - pi) l rho, counts expected to be observed.
+        ``"counts"``: counts drawn from the likelihood. (Symbols as in Lopez et al. 2018, Methods.)
+    library_size
+        l, in counts, never its logarithm: one number, one per point, or ``"observed"`` for the median of the
+        training cells. By default 1e4 counts; for a model with a size factor, the median size factor.
+    batch, labels
+        A name for all points; a numpy array or pandas Series, one per point; a list of names to average over, or a
+        mapping of names to weights. By default the average over the combinations of conditions that occurred in
+        training, weighted by their cells. ``labels`` matters with ``dispersion="gene-label"`` alone.
+    categorical, continuous
+        Mappings of covariate names to values, each in one of these forms; continuous covariates in the units of
+        the training data.
+    genes
+        Names of the genes to return; the scale stays a fraction of all genes.
+    spread
+        How far the latent points scatter: a standard deviation, ``(..., k)`` of them, or ``(..., k, k)``
+        covariances. The result is then the mean over draws, with layers ``std``, ``q05`` and ``q95``.
+    n_samples
+        Draws for the spread (by default 100), or of ``"counts"`` for each point (by default 1; the draws of a point
+        are rows side by side, numbered in ``obs``).
+    seed
+        Of the draws; None is 0.
+    out
+        A ``.h5ad`` or ``.zarr`` to write to, tile by tile, with memory that does not grow with the points; the
+        result then reads from it.
+    chunk_size
+        Points in a tile; by default as many as fit the processor's cache.
+    max_conditions
+        Combinations of conditions to average over, at most; the most frequent are kept.
+    use_rep
+        The entry of ``obsm`` with the points, for an AnnData; by default ``"X_scVI"``.
+    device
+        Where to compute; by default the CPU.
+    on_tile
+        Called with the number of points of each tile that is done.
+
+    Returns
+    -------
+    AnnData
+        Points x genes. ``obs`` has the conditions, ``library_size``, ``support`` (percent, see :meth:`support`) and
+        ``supported``; ``obsm["latent"]`` the points; ``uns["scdecode"]`` what was done, which
+        :func:`scdecode.decode_arguments` turns back into arguments.
+
+    Raises
+    ------
+    PointsError
+        For points of the wrong width, without rows, with NaN.
+    ConditionError
+        For unknown names, wrong lengths, missing values, impossible library sizes.
+    InputError
+        For unknown genes or quantities.
+    OutputError
+        Where ``out`` cannot be written; nothing is left that looks finished.
+    """
+    support = model.support_index()
+    read = read_points(
+        points,
+        model.config.n_latent,
+        spread=spread,
+        use_rep=use_rep,
+        simplex=model.config.latent_distribution == "ln",
+    )
+    conditions = resolve(
+        model.schema,
+        len(read),
+        batch=batch,
+        labels=labels,
+        categorical=categorical,
+        continuous=continuous,
+        library_size=library_size,
+        max_conditions=max_conditions,
+        label_matters=model.config.dispersion == "gene-label",
+    )
+    positions = _gene_positions(model.schema, genes)
+    request = make_request(
+        quantity, read, model.schema.n_genes, genes=positions, n_samples=n_samples, seed=seed, chunk_size=chunk_size
+    )
+    support_n = support.percentile(read.z_nk)
+    _warn_of_support(support_n)
+    frame = make_frame(model.schema, read, conditions, request, support_n)
+    tiles = decode_tiles(model.vae, read, conditions, request, choose_device(device or "cpu"))
+    return collect(tiles, frame, on_tile) if out is None else stream(tiles, frame, out, on_tile)
+
+
+def distribution(
+    model: Decodable,
+    z: Tensor,
+    *,
+    library_size: Any = None,
+    batch: Any = None,
+    labels: Any = None,
+    categorical: Mapping[str, Any] | None = None,
+    continuous: Mapping[str, Any] | None = None,
+    genes: Sequence[str] | None = None,
+    max_conditions: int = 100,
+) -> Distribution:
+    """p(x | z) as a torch distribution, differentiable in z; the arguments are those of :meth:`decode`.
+
+    Parameters
+    ----------
+    z
+        ``(n, k)`` tensor on the CPU.
+    library_size, batch, labels, categorical, continuous, genes, max_conditions
+        As for :meth:`decode`. Averaged over several conditions, each gene has the mixture over them.
+
+    Returns
+    -------
+    torch.distributions.Distribution
+        Of counts, ``(n, genes)``: ``log_prob``, ``mean``, ``variance``, ``sample``.
+    """
+    model.reference()  # an untrained model is an error
+    if not isinstance(z, Tensor) or z.dim() != 2 or z.shape[1] != model.config.n_latent:
+        came = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+        raise PointsError(f"z: {came} came, a tensor of shape (n, {model.config.n_latent}) was expected")
+    read_points(z, model.config.n_latent, simplex=model.config.latent_distribution == "ln")  # for its checks
+    conditions = resolve(
+        model.schema,
+        len(z),
+        batch=batch,
+        labels=labels,
+        categorical=categorical,
+        continuous=continuous,
+        library_size=library_size,
+        max_conditions=max_conditions,
+        label_matters=model.config.dispersion == "gene-label",
+    )
+    positions = _gene_positions(model.schema, genes)
+    return likelihood_of(model.vae, z.float(), conditions, None if positions is None else torch.tensor(positions))
+
+
+def support(model: Decodable, points: Any, *, use_rep: str | None = None) -> np.ndarray:
+    """How close points are to the cells that the model learned from, in percent, in the shape of the points.
+
+    50 is a typical training cell, 100 is farther from the others than any. Above 99 the decoder has learned from
+    nothing nearby, and what it says there is extrapolation.
+
+    Parameters
+    ----------
+    points, use_rep
+        As for :meth:`decode`.
+    """
+    index = model.support_index()
+    read = read_points(points, model.config.n_latent, use_rep=use_rep)
+    return index.percentile(read.z_nk).reshape(read.shape)
+
+
+def _gene_positions(schema: Schema, genes: Sequence[str] | None) -> tuple[int, ...] | None:
+    if genes is None:
+        return None
+    names = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
+    for name in names:
+        if name not in schema.gene_codes:
+            raise InputError(unknown_name("genes", name, schema.genes, "genes of the model"))
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"genes: {listing(names)} came, which is empty or names a gene twice; each once was expected")
+    return tuple(schema.gene_codes[name] for name in names)
+
+
+def _warn_of_support(support_n: np.ndarray) -> None:
+    far = int((support_n > FAR).sum())
+    if far:
+        warn(
+            f"points: {far:,} of {len(support_n):,} lie farther from the training cells than {FAR:g} % of these lie "
+            "from each other; what is decoded there is extrapolation (obs['supported'] is False)",
+            SupportWarning,
+        )

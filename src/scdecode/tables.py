@@ -1,0 +1,93 @@
+"""Points and results on disk, as the command line takes and writes them: .npy, .csv, .tsv, .h5ad, .zarr."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scdecode.cells import open_anndata
+from scdecode.errors import InputError, PointsError
+from scdecode.files import replacing
+
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+def read_points_file(path: str | Path) -> Any:
+    """Points as an array (.npy), a table of numbers with a first column of names (.csv, .tsv) or an AnnData.
+
+    Raises
+    ------
+    InputError, PointsError
+        Where the file is not there, is of another kind, or holds no numbers.
+    """
+    path = Path(path)
+    if path.suffix in (".h5ad", ".zarr"):
+        return open_anndata(path)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; points as .npy, .csv, .tsv, .h5ad or .zarr were expected")
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False)
+        if path.suffix in _SEPARATORS:
+            return pd.read_csv(path, sep=_SEPARATORS[path.suffix], index_col=0)
+    except (ValueError, EOFError) as error:
+        raise PointsError(f"{path}: it holds no array of numbers ({error})") from error
+    raise InputError(f"{path}: {path.suffix!r} came, points as .npy, .csv, .tsv, .h5ad or .zarr were expected")
+
+
+def write_latents(path: str | Path, latents: np.ndarray, adata: AnnData, key: str) -> None:
+    """Latents of cells as an array (.npy), a table (.csv, .tsv), or the cells with ``obsm[key]`` (.h5ad).
+
+    Raises
+    ------
+    InputError
+        For another ending.
+    OutputError
+        Where it cannot be written.
+    """
+    path = Path(path)
+    check_ending(path, (".npy", ".csv", ".tsv", ".h5ad"))
+    with replacing(path) as temporary:
+        if path.suffix == ".npy":
+            np.save(temporary, latents)
+        elif path.suffix in _SEPARATORS:
+            names = [f"latent_{i}" for i in range(latents.shape[1])]
+            table = pd.DataFrame(latents, index=adata.obs_names, columns=names)
+            table.to_csv(temporary, sep=_SEPARATORS[path.suffix])
+        else:
+            adata.obsm[key] = latents
+            adata.write_h5ad(temporary)
+
+
+def to_table(expression: AnnData) -> pd.DataFrame:
+    """A decoded result as one table: the columns of ``obs``, then the genes, then ``gene:std`` and the like."""
+    dense = expression.to_df()
+    layers = [expression.to_df(layer=name).add_suffix(f":{name}") for name in expression.layers]
+    return pd.concat([expression.obs, dense, *layers], axis=1)
+
+
+def write_table(path: str | Path, expression: AnnData) -> None:
+    """Write :func:`to_table` as .csv or .tsv.
+
+    Raises
+    ------
+    InputError
+        For another ending.
+    OutputError
+        Where it cannot be written.
+    """
+    path = Path(path)
+    check_ending(path, tuple(_SEPARATORS))
+    with replacing(path) as temporary:
+        to_table(expression).to_csv(temporary, sep=_SEPARATORS[path.suffix], index_label="point")
+
+
+def check_ending(path: Path, endings: Sequence[str]) -> None:
+    """Raise :class:`InputError` unless the name ends in one of ``endings``."""
+    if path.suffix not in endings:
+        raise InputError(f"{path}: a name that ends in one of {', '.join(endings)} was expected")

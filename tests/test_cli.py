@@ -1,0 +1,277 @@
+"""The command line: each command as a user types it, with what it prints, what it writes and how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import scdecode as sd
+from scdecode.cli import app, main
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with cells, points and a model that the command line trained."""
+    folder = tmp_path_factory.mktemp("cli")
+    adata = sd.datasets.simulate_branching(300, 40, n_batches=3)
+    adata.obs["age"] = np.linspace(20, 60, adata.n_obs)
+    adata.obs["sex"] = np.where(np.arange(adata.n_obs) % 2, "F", "M")
+    adata.layers["counts"] = adata.X.copy()
+    adata.write_h5ad(folder / "cells.h5ad")
+    np.save(folder / "points.npy", adata.obsm["latent"][:7, :4].astype(np.float32))
+    assert run("train", folder / "cells.h5ad", "--out", folder / "model", *TRAIN) == 0
+    return folder
+
+
+TRAIN = (
+    *("--layer", "counts", "--batch-key", "batch", "--categorical-key", "sex", "--continuous-key", "age"),
+    *("--n-latent", "4", "--n-hidden", "8", "--max-epochs", "2", "--gene-likelihood", "nb"),
+    *("--set", "use_layer_norm=encoder", "--set", "n_epochs_kl_warmup=1"),
+)
+
+
+def run(*arguments: object) -> int:
+    """What the shell would see: the exit status."""
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("default")
+        patch.setattr(sys, "argv", ["scdecode", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as end:
+            return int(end.code or 0)
+    return 0
+
+
+def test_train_wrote_the_options_it_was_given(place: Path) -> None:
+    model = sd.load(place / "model")
+    assert model.config.n_latent == 4
+    assert model.config.use_layer_norm == "encoder"
+    assert model.train_config.n_epochs_kl_warmup == 1
+    assert model.schema.columns.layer == "counts"
+    assert len(model.history) == 2
+
+
+def test_train_does_not_replace_a_model_unasked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (place / "model" / "model.json").read_bytes()
+    assert run("train", place / "cells.h5ad", "--out", place / "model", *TRAIN) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert (place / "model" / "model.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--batch-key", "btch"), "did you mean 'batch'?"),
+        (("--layer", "raw"), "layer: 'raw' is not one of the 3 layers"),
+        (("--set", "lrr=1"), "did you mean 'lr'?"),
+        (("--set", "lr"), "NAME=VALUE was expected"),
+        (("--set", "lr=0.1", "--set", "lr=0.2"), "came twice"),
+        (("--gene-likelihood", "negbin"), "gene_likelihood: 'negbin' is not one of the 4 choices"),
+        (("--lr", "0"), "lr: 0.0 came"),
+        (("--device", "gpu"), "device: 'gpu' came"),
+    ],
+)
+def test_train_refuses(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert run("train", place / "cells.h5ad", "--out", tmp_path / "new", *arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "new").exists()
+
+
+def test_train_goes_on_from_a_checkpoint(place: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state.safetensors"
+    for epochs, out in (("1", "one"), ("3", "three")):
+        options = [*TRAIN[:-2], "--max-epochs", epochs, "--checkpoint", state, "--out", tmp_path / out]
+        assert run("train", place / "cells.h5ad", *options) == 0
+    assert run("train", place / "cells.h5ad", *TRAIN[:-2], "--max-epochs", "3", "--out", tmp_path / "unbroken") == 0
+    resumed, unbroken = (sd.load(tmp_path / name).vae.state_dict() for name in ("three", "unbroken"))
+    assert all((resumed[name] == unbroken[name]).all() for name in unbroken)
+
+
+def test_info_as_a_table_and_as_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", place / "model") == 0
+    table = capsys.readouterr().out
+    for word in ("300 x 40", "batch (3 levels)", "'batch_1'", "gene_likelihood=nb", "age", "2 (finished)"):
+        assert word in table
+    assert run("info", place / "model", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["n_genes"] == len(facts["genes"]) == 40
+    assert facts["categories"]["sex"] == ["F", "M"]
+
+
+def test_encode_writes_what_the_model_says(place: Path, tmp_path: Path) -> None:
+    cells = ad.read_h5ad(place / "cells.h5ad")
+    expected = sd.load(place / "model").get_latent_representation(cells)
+    for name in ("z.npy", "z.csv", "z.tsv", "z.h5ad"):
+        assert run("encode", place / "model", place / "cells.h5ad", "--out", tmp_path / name) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "z.npy"), expected)
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "z.csv", index_col=0), expected, rtol=1e-6)
+    table = pd.read_csv(tmp_path / "z.tsv", index_col=0, sep="\t")
+    assert list(table.index) == list(cells.obs_names)
+    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "z.h5ad").obsm["X_scVI"], expected)
+    assert run("encode", place / "model", place / "cells.h5ad", "--out", tmp_path / "d.npy", "--n-samples", 3) == 0
+    assert np.load(tmp_path / "d.npy").shape == (3, 300, 4)
+
+
+def test_decode_writes_what_the_model_says(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--batch", "batch_2", "--categorical", "sex=F", "--continuous", "age=30", "--library-size", "5000")
+    model, points = sd.load(place / "model"), np.load(place / "points.npy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sd.ScdecodeWarning)
+        expected = model.decode(
+            points, batch="batch_2", categorical={"sex": "F"}, continuous={"age": 30}, library_size=5000
+        )
+    for name in ("e.h5ad", "e.zarr", "e.csv"):
+        assert run("decode", place / "model", place / "points.npy", *options, "--out", tmp_path / name) == 0
+    assert "7 x 40 genes" in capsys.readouterr().out
+    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "e.h5ad").X, expected.X)
+    np.testing.assert_array_equal(ad.read_zarr(tmp_path / "e.zarr").X, expected.X)
+    table = pd.read_csv(tmp_path / "e.csv", index_col="point")
+    np.testing.assert_allclose(table[list(expected.var_names)], expected.X, rtol=1e-5)
+    assert set(table["batch"]) == {"batch_2"}
+
+
+def test_decode_averages_over_several_batches_and_keeps_chosen_genes(place: Path, tmp_path: Path) -> None:
+    options = ("--batch", "batch_1", "--batch", "batch_2", "--genes", "gene_03,gene_01", "--quantity", "scale")
+    assert run("decode", place / "model", place / "points.npy", *options, "--out", tmp_path / "e.h5ad") == 0
+    result = ad.read_h5ad(tmp_path / "e.h5ad")
+    assert list(result.var_names) == ["gene_03", "gene_01"]
+    assert set(result.obs["batch"]) == {"average"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sd.ScdecodeWarning)
+        expected = sd.load(place / "model").decode(
+            np.load(place / "points.npy"), batch=["batch_1", "batch_2"], quantity="scale", genes=["gene_03", "gene_01"]
+        )
+    np.testing.assert_array_equal(result.X, expected.X)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--batch", "batch1"), "did you mean 'batch_1'?"),
+        (("--continuous", "age=old"), "--continuous age: 'old' came, a number was expected"),
+        (("--categorical", "sex"), "NAME=VALUE was expected"),
+        (("--categorical", "sx=F"), "did you mean 'sex'?"),
+        (("--library-size", "many"), "--library-size: 'many' came"),
+        (("--library-size", "-3"), "library_size: [-3.0] came"),
+        (("--quantity", "rates"), "did you mean 'rate'?"),
+        (("--n-samples", "5"), "the points have no spread"),
+        (("--use-rep", "X"), "use_rep: 'X' came"),
+    ],
+)
+def test_decode_refuses(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    status = run("decode", place / "model", place / "points.npy", "--out", tmp_path / "e.h5ad", *arguments)
+    assert status == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["missing.npy", "points.txt", "broken.npy", "words.csv"])
+def test_decode_refuses_files_that_hold_no_points(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "points.txt").write_text("1 2 3 4")
+    (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY")
+    (tmp_path / "words.csv").write_text("name,a,b,c,d\nx,one,two,three,four\n")
+    assert run("decode", place / "model", tmp_path / name, "--out", tmp_path / "e.h5ad") == 1
+    assert "error: " in capsys.readouterr().err
+    assert not (tmp_path / "e.h5ad").exists()
+
+
+def test_a_pickle_inside_an_npy_is_not_loaded(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "evil.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    assert run("decode", place / "model", tmp_path / "evil.npy", "--out", tmp_path / "e.h5ad") == 1
+    assert "allow_pickle=False" in capsys.readouterr().err
+
+
+def test_a_warning_is_one_line(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--library-size", "9.2", "--out", tmp_path / "e.h5ad")
+    assert run("decode", place / "model", place / "points.npy", *options) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: library_size")]
+    assert len(lines) == 1
+    assert "9,897" in lines[0]
+
+
+def test_path_from_one_category_to_another(place: Path, tmp_path: Path) -> None:
+    options = ("--from", "trunk", "--to", "branch_1", "--key", "branch", "--n-points", "9", "--batch", "batch_1")
+    outputs = ("--out", tmp_path / "p.h5ad", "--plot", tmp_path / "p.png")
+    assert run("path", place / "model", place / "cells.h5ad", *options, *outputs) == 0
+    result = ad.read_h5ad(tmp_path / "p.h5ad")
+    assert result.shape == (9, 40)
+    assert list(result.layers) == ["q05", "q95", "std"] or set(result.layers) == {"q05", "q95", "std"}
+    np.testing.assert_allclose(result.obs["time"], np.linspace(0, 1, 9))
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert run("path", place / "model", place / "cells.h5ad", *options, "--line", "--out", tmp_path / "l.h5ad") == 0
+    assert not ad.read_h5ad(tmp_path / "l.h5ad").layers
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--from": "trnk"}, "did you mean 'trunk'?"),
+        ({"--key": "brnch"}, "did you mean 'branch'?"),
+        ({"--how": "geodesic"}, "how: 'geodesic' is not among"),
+        ({"--to": "trunk"}, "the same point"),
+        ({"--n-points": "1"}, "at least 2"),
+        ({"--out": "p.xlsx"}, ".h5ad, .zarr, .csv, .tsv"),
+    ],
+)
+def test_path_refuses(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str], message: str
+) -> None:
+    options = {"--from": "trunk", "--to": "branch_1", "--key": "branch", "--out": str(tmp_path / "p.h5ad")} | change
+    arguments = [word for pair in options.items() for word in pair]
+    assert run("path", place / "model", place / "cells.h5ad", *arguments) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cell_file_that_is_none(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "cells.h5ad").write_text("not HDF5")
+    for cells in (tmp_path / "cells.h5ad", tmp_path / "missing.h5ad"):
+        assert run("encode", place / "model", cells, "--out", tmp_path / "z.npy") == 1
+        assert capsys.readouterr().err.startswith(f"error: {cells}: ")
+
+
+def test_debug_shows_the_traceback(place: Path) -> None:
+    for arguments in (("--debug", "info", "nowhere"), ("info", "nowhere", "--debug")):
+        with pytest.raises(sd.errors.FormatError, match="there is no model"):
+            run(*arguments)
+
+
+def test_help_of_each_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    listed = capsys.readouterr().out
+    names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    assert names == ["train", "info", "encode", "decode", "path", "demo"]
+    for name in names:
+        assert name in listed
+        assert run(name, "--help") == 0
+        assert f"Example: scdecode {name}" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"scdecode {sd.__version__}\n"
+
+
+def test_as_a_module_a_missing_option_is_a_usage_error() -> None:
+    done = subprocess.run([sys.executable, "-m", "scdecode", "decode", "m", "p.npy"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--out" in done.stderr
