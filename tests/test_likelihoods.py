@@ -146,7 +146,7 @@ def test_probabilities_sum_to_one_and_give_the_moments(log_mu, log_theta, zi_log
 @given(log_means, log_thetas, st.integers(0, 500))
 def test_without_zero_inflation_it_is_the_negative_binomial(log_mu, log_theta, x):
     log_mu, log_theta, x = double(log_mu), double(log_theta), double(x)
-    zinb = ZeroInflatedNegativeBinomial(log_mu, log_theta, double(-60.0))
+    zinb = ZeroInflatedNegativeBinomial(log_mu, log_theta, double(-400.0))
     nb = NegativeBinomial(log_mu, log_theta)
     torch.testing.assert_close(zinb.log_prob(x), nb.log_prob(x), rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(zinb.mean, nb.mean)
@@ -157,10 +157,11 @@ def test_without_zero_inflation_it_is_the_negative_binomial(log_mu, log_theta, x
 @given(log_means, log_thetas, logits, st.integers(0, 500))
 def test_zero_inflation_moves_probability_to_zero_alone(log_mu, log_theta, zi_logits, x):
     log_mu, log_theta, zi_logits, x = double(log_mu), double(log_theta), double(zi_logits), double(x)
-    nb = NegativeBinomial(log_mu, log_theta).log_prob(x).exp()
-    zinb = ZeroInflatedNegativeBinomial(log_mu, log_theta, zi_logits).log_prob(x).exp()
+    nb = NegativeBinomial(log_mu, log_theta).log_prob(x)
+    zinb = ZeroInflatedNegativeBinomial(log_mu, log_theta, zi_logits).log_prob(x)
     pi = zi_logits.sigmoid()
-    torch.testing.assert_close(zinb, (1 - pi) * nb + pi * (x == 0), rtol=1e-8, atol=0)
+    expected = torch.log1p(-pi) + nb if x > 0 else torch.log((1 - pi) * nb.exp() + pi)
+    torch.testing.assert_close(zinb, expected, rtol=1e-9, atol=1e-9)
 
 
 @settings(max_examples=50, deadline=None)

@@ -118,6 +118,7 @@ def test_pictures_refuse(model: sd.SCVI, adata: AnnData, expression: AnnData, tm
         plot.latent(model, colour=["a"])
     with pytest.raises(InputError, match=r"ends in \.png"):
         plot.save(plot.history(model), tmp_path / "p.docx")
+    sd.SCVI.setup_anndata(adata)
     fresh = sd.SCVI(adata)
     with pytest.raises(InputError, match="no history"):
         plot.history(fresh)

@@ -7,7 +7,7 @@ it lacks is listed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,16 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scdecode.errors import ConditionError, CountsError, InputError, listing, unknown_name
+from scdecode.errors import (
+    ConditionError,
+    ConditionWarning,
+    CountsError,
+    InputError,
+    listing,
+    suggestion,
+    unknown_name,
+    warn,
+)
 from scdecode.matrices import check_counts, check_no_empty_cells, to_csr
 from scdecode.schema import Category, Columns, Schema, tabulate_conditions
 
@@ -43,7 +52,8 @@ class Cells:
         return len(self.library_n)
 
     def at(self, rows: np.ndarray) -> Cells:
-        """The cells at positions ``rows``."""
+        """The cells at positions ``rows``, or where the mask ``rows`` is True."""
+        rows = check_rows(rows, len(self))
         factors = None if self.size_factor_n is None else self.size_factor_n[rows]
         return Cells(self.counts[rows], self.library_n[rows], self.codes_nc[rows], self.continuous_nd[rows], factors)
 
@@ -61,13 +71,7 @@ def open_anndata(path: str | Path) -> AnnData:
         raise InputError(f"{path}: there is no such file; an .h5ad file or a .zarr store was expected")
     try:
         return anndata.io.read_zarr(path) if path.is_dir() else anndata.io.read_h5ad(path)
-    except (
-        OSError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:  # what h5py and zarr raise on others' files
+    except Exception as error:  # h5py, zarr and their codecs raise a dozen kinds on a damaged or a foreign file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{path}: it cannot be read as an AnnData ({reason}); an .h5ad or .zarr was expected"
@@ -101,9 +105,12 @@ def setup_of(adata: AnnData) -> Columns:
         raise InputError(f"adata: {type(adata).__name__} came, an AnnData was expected")
     if SETUP_KEY not in adata.uns:
         raise InputError("adata: it was not set up; call SCVI.setup_anndata(adata, layer=..., batch_key=...) first")
-    noted: dict[str, Any] = dict(adata.uns[SETUP_KEY])
+    found = adata.uns[SETUP_KEY]
+    if not isinstance(found, Mapping) or not set(found) <= {field.name for field in dataclasses.fields(Columns)}:
+        raise InputError(f"adata.uns[{SETUP_KEY!r}]: {found!r} came, which setup_anndata did not write; call it again")
+    noted: dict[str, Any] = dict(found)
     for key in ("categorical_covariate_keys", "continuous_covariate_keys"):
-        noted[key] = tuple(str(name) for name in noted.get(key, ()))
+        noted[key] = tuple(str(name) for name in np.atleast_1d(noted.get(key, ())))
     return Columns(**noted)
 
 
@@ -115,8 +122,12 @@ def check_columns(adata: AnnData, columns: Columns, optional: Sequence[str] = ()
     for field in dataclasses.fields(columns):
         value = getattr(columns, field.name)
         for key in value if isinstance(value, tuple) else (value,):
-            if field.name != "layer" and key is not None and key not in names and key not in optional:
+            if field.name == "layer" or key is None:
+                continue
+            if key not in names and key not in optional:
                 raise InputError(unknown_name(field.name, key, names, "columns of adata.obs"))
+            if names.count(key) > 1:
+                raise InputError(f"{field.name}: adata.obs has {names.count(key)} columns {key!r}; remove all but one")
 
 
 def read_training_cells(adata: AnnData) -> tuple[Schema, Cells]:
@@ -129,14 +140,17 @@ def read_training_cells(adata: AnnData) -> tuple[Schema, Cells]:
     """
     columns = setup_of(adata)
     check_columns(adata, columns)
-    if adata.n_obs < 2:
-        raise CountsError(f"adata: {adata.n_obs} cells came, at least two were expected")
+    if adata.n_obs < 2 or adata.n_vars < 1:
+        raise CountsError(
+            f"adata: {adata.n_obs} cells x {adata.n_vars} genes came, at least two cells and a gene were expected"
+        )
     genes = tuple(adata.var_names.astype(str))
     _check_unique(genes)
     batch, labels = (_levels(adata.obs, key) if key else None for key in (columns.batch_key, columns.labels_key))
     categorical = tuple(_levels(adata.obs, key) for key in columns.categorical_covariate_keys)
     counts = to_csr(*_matrix(adata, columns.layer))
     cells = _assemble(adata.obs, counts, columns, batch, categorical, labels, optional=())
+    _warn_of_many_levels((batch, *categorical, labels), len(cells))
     factors = cells.size_factor_n
     schema = Schema(
         genes=genes,
@@ -164,8 +178,9 @@ def read_cells(adata: AnnData, schema: Schema, *, need_conditions: bool, indices
     schema
         Of the model.
     need_conditions
-        Whether a column of conditions that is not there is an error. An encoder that does not look at them does not
-        need them. A column that is there is always read, and an unknown level is an error.
+        Whether a batch or a covariate that is not there is an error. An encoder that does not look at them does not
+        need them, and none needs labels or a size factor. A column that is there is always read, and an unknown level
+        is an error.
     indices
         Cells to keep, positions or a mask; by default all.
 
@@ -181,13 +196,15 @@ def read_cells(adata: AnnData, schema: Schema, *, need_conditions: bool, indices
     if not isinstance(adata, AnnData):
         raise InputError(f"adata: {type(adata).__name__} came, an AnnData was expected")
     columns = schema.columns
-    optional = () if need_conditions else columns.obs_keys
+    seen = (columns.batch_key, *columns.categorical_covariate_keys, *columns.continuous_covariate_keys)
+    optional = [key for key in columns.obs_keys if not (need_conditions and key in seen)]
     check_columns(adata, columns, optional)
     positions = _gene_positions(adata, schema)
     matrix, place = _matrix(adata, columns.layer)
     counts = to_csr(matrix, place)
     obs = adata.obs
     if indices is not None:
+        indices = check_rows(indices, len(obs))
         counts, obs = counts[indices], obs.iloc[indices]
     if positions is not None:
         counts = sp.csr_matrix(counts[:, positions])
@@ -195,8 +212,39 @@ def read_cells(adata: AnnData, schema: Schema, *, need_conditions: bool, indices
     return _assemble(obs, counts, columns, schema.batch, schema.categorical, schema.labels, optional)
 
 
+def check_rows(rows: Any, n: int) -> np.ndarray:
+    """Positions of cells, or a mask of them, as positions among ``n`` cells.
+
+    Raises
+    ------
+    InputError
+        Where they are neither, or no cell has such a position.
+    """
+    array = np.asarray(rows)
+    if array.dtype == bool and array.shape == (n,):
+        return np.flatnonzero(array)
+    if array.shape == (0,):
+        return np.zeros(0, dtype=np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InputError(
+            f"indices: an array of shape {array.shape} of {array.dtype} came; positions of cells, or a mask of {n:,} "
+            "values, were expected"
+        )
+    if array.min() < -n or array.max() >= n:
+        strange = array.max() if array.max() >= n else array.min()
+        raise InputError(f"indices: {strange} came, but there are {n:,} cells: positions 0 to {n - 1:,}")
+    return array
+
+
 def _matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:
-    return (adata.X, "adata.X") if layer is None else (adata.layers[layer], f"adata.layers[{layer!r}]")
+    if layer is not None:
+        return adata.layers[layer], f"adata.layers[{layer!r}]"
+    if adata.X is None:
+        raise CountsError(
+            f"adata.X: there is none; say where the counts are with setup_anndata(adata, layer=...); the layers are "
+            f"{listing(adata.layers)}"
+        )
+    return adata.X, "adata.X"
 
 
 def _assemble(
@@ -211,6 +259,7 @@ def _assemble(
     place = "adata.X" if columns.layer is None else f"adata.layers[{columns.layer!r}]"
     check_counts(counts, place, whole=False)
     n = counts.shape[0]
+    total_n = _totals(counts)
     codes = [
         np.zeros(n, dtype=np.int64) if c is None else _codes(obs, c, optional) for c in (batch, *categorical, labels)
     ]
@@ -224,11 +273,34 @@ def _assemble(
         )
     return Cells(
         counts=counts,
-        library_n=np.asarray(counts.sum(axis=1, dtype=np.float64)).reshape(-1).astype(np.float32),
+        library_n=total_n,
         codes_nc=np.stack(codes, axis=1),
-        continuous_nd=np.stack(continuous, axis=1).astype(np.float32) if continuous else np.zeros((n, 0), np.float32),
-        size_factor_n=None if factors is None else factors.astype(np.float32),
+        continuous_nd=np.stack(continuous, axis=1) if continuous else np.zeros((n, 0), np.float32),
+        size_factor_n=factors,
     )
+
+
+def _totals(counts: sp.csr_matrix) -> np.ndarray:
+    """Total counts of each cell, ``(n,)`` float32, added up in double precision without a copy of the counts."""
+    total_n = np.zeros(counts.shape[0], dtype=np.float32)
+    filled_n = np.diff(counts.indptr) > 0  # reduceat would take an empty row for the next one's first entry
+    if filled_n.any():
+        total_n[filled_n] = np.add.reduceat(counts.data, counts.indptr[:-1][filled_n], dtype=np.float64)
+    return total_n
+
+
+def check_unchanged(cells: Cells) -> None:
+    """Raise :class:`CountsError` where the counts are no longer those that were read.
+
+    They share memory with the AnnData where they can; scanpy.pp.normalize_total and log1p change that in place.
+    """
+    changed = np.flatnonzero(_totals(cells.counts) != cells.library_n)
+    if len(changed):
+        raise CountsError(
+            f"adata: the counts of {len(changed):,} of {len(cells):,} cells changed after the model was made, as by "
+            "scanpy.pp.normalize_total; keep them in a layer, adata.layers['counts'] = adata.X.copy(), and make the "
+            "model with setup_anndata(adata, layer='counts')"
+        )
 
 
 def check_cells(cells: Cells, *, whole: bool, observed_library: bool) -> None:
@@ -278,36 +350,62 @@ def _gene_positions(adata: AnnData, schema: Schema) -> np.ndarray | None:
 
 def _levels(obs: pd.DataFrame, key: str) -> Category:
     """The levels of a column that occur, in pandas' order."""
-    column = obs[key].astype("category").cat.remove_unused_categories()
-    _check_present(obs[key], key)
-    names = tuple(str(level) for level in column.cat.categories)
+    names, _ = _factorize(obs[key], key)
     if len(set(names)) < len(names):
         raise ConditionError(f"adata.obs[{key!r}]: two of its levels have the same name as text {listing(names)}")
     return Category(key, names)
+
+
+def _factorize(column: pd.Series, key: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """The names of the levels of a column that occur, and the position of each cell's among them."""
+    _check_present(column, key)
+    try:
+        levels = column.astype("category").cat.remove_unused_categories().cat
+    except TypeError as error:  # lists and the like have no hash
+        raise ConditionError(f"adata.obs[{key!r}]: its values are no names ({error}); names were expected") from error
+    return tuple(str(level) for level in levels.categories), levels.codes.to_numpy()
+
+
+def _warn_of_many_levels(categories: Sequence[Category | None], n_cells: int) -> None:
+    for category in categories:
+        if category is not None and len(category.names) > max(10, n_cells / 2):
+            warn(
+                f"adata.obs[{category.key!r}]: it has {len(category.names):,} levels for {n_cells:,} cells; a column "
+                "of samples, donors or the like was expected: a level of one or two cells teaches the model nothing",
+                ConditionWarning,
+            )
 
 
 def _codes(obs: pd.DataFrame, category: Category, optional: Sequence[str]) -> np.ndarray:
     key = category.key
     if key not in obs.columns and key in optional:
         return np.full(len(obs), UNREAD, dtype=np.int64)
-    _check_present(obs[key], key)
-    column = obs[key].astype("category").cat.remove_unused_categories()
-    level_codes = category.encode(
-        column.cat.categories.to_numpy(), f"adata.obs[{key!r}]", "levels of the training data"
-    )
-    return level_codes[column.cat.codes.to_numpy()]
+    names, position_n = _factorize(obs[key], key)
+    unknown = [name for name in names if name not in category.codes]
+    if unknown:
+        remedy = "; to encode, the column is not needed: you may delete it" if key in optional else ""
+        raise ConditionError(
+            f"adata.obs[{key!r}]: {listing(unknown)} came, not among the {len(category.names):,} levels of the "
+            f"training data {listing(category.names)}{remedy}{suggestion(unknown[0], category.names)}"
+        )
+    return np.array([category.codes[name] for name in names], dtype=np.int64)[position_n]
 
 
 def _numbers(obs: pd.DataFrame, key: str, optional: Sequence[str]) -> np.ndarray:
     if key not in obs.columns and key in optional:
-        return np.full(len(obs), np.nan)
+        return np.full(len(obs), np.nan, dtype=np.float32)
+    column = obs[key]
     try:
-        values = obs[key].to_numpy(dtype=np.float64)
+        if column.dtype.kind in "mMc":  # dates would be nanoseconds
+            raise TypeError(column.dtype)
+        with np.errstate(over="ignore"):
+            values = column.to_numpy(dtype=np.float64).astype(np.float32)
     except (TypeError, ValueError) as error:
+        _check_present(column, key)
         raise ConditionError(
-            f"adata.obs[{key!r}]: {obs[key].dtype} came, numbers were expected; a covariate of names is a categorical one"
+            f"adata.obs[{key!r}]: {column.dtype} came, numbers were expected; a covariate of names is a categorical one"
         ) from error
-    _check_present(pd.Series(np.where(np.isfinite(values), values, np.nan)), key)
+    _check_present(pd.Series(values).where(np.isfinite(values)), key)
     return values
 
 
@@ -315,6 +413,6 @@ def _check_present(column: pd.Series, key: str) -> None:
     missing = np.flatnonzero(column.isna().to_numpy())
     if len(missing):
         raise ConditionError(
-            f"adata.obs[{key!r}]: {len(missing):,} of {len(column):,} values are missing (rows "
+            f"adata.obs[{key!r}]: {len(missing):,} of {len(column):,} values are missing or infinite (rows "
             f"{listing(missing.tolist(), 5)}); fill them in, or leave those cells out"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from scdecode.errors import ConfigError, CorruptModelError
@@ -37,7 +37,7 @@ def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     tensors |= {f"moments/{name}": value.contiguous() for name, value in checkpoint.moments.items()}
     metadata = {"progress": json.dumps(checkpoint.progress), "identity": json.dumps(checkpoint.identity)}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        temporary.write_bytes(save(tensors, metadata=metadata))  # save_file has an error of its own for a full disk
 
 
 def read_checkpoint(path: str | Path, identity: dict[str, Any]) -> Checkpoint:
@@ -56,7 +56,9 @@ def read_checkpoint(path: str | Path, identity: dict[str, Any]) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
         progress, found = json.loads(metadata["progress"]), json.loads(metadata["identity"])
     except (SafetensorError, KeyError, OSError, ValueError) as error:
-        raise CorruptModelError(f"{path}: it is no checkpoint of scdecode, or was truncated; delete it") from error
+        raise CorruptModelError(
+            f"{path}: it is no checkpoint of scdecode, or was truncated; pass another file name, or delete it"
+        ) from error
     differences = [
         f"{key}: {found.get(key)!r} there, {value!r} here" for key, value in identity.items() if found.get(key) != value
     ]

@@ -46,12 +46,17 @@ class Conditions:
         return self.weights_gm.shape[1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Said:
     """One condition as the user gave it: the values of each point, or values with weights, or nothing."""
 
     per_point: np.ndarray | None = None  # (n,) codes or numbers
     averaged: tuple[tuple[float, float], ...] | None = None  # (code or number, weight) pairs; one pair: one value
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether nothing was said: the average of the training cells."""
+        return self.per_point is None and self.averaged is None
 
 
 def resolve(
@@ -118,10 +123,11 @@ def resolve(
         continuous_gmd[g, : len(s.weights)] = s.continuous
     _warn_of_unseen(schema, codes_gmc, weights_gm, relevant)
     covered_g = np.array([s.covered for s in slots])
-    if (covered_g < 1).any() and any(s.averaged is not None and len(s.averaged) > 1 for s in (*said, *numbers)):
+    n_asked = int((make_slots.weights > 0).sum())
+    if n_asked > max_conditions:
         warn(
-            f"max_conditions: more than {max_conditions} combinations were asked for; those of the largest weight are "
-            f"averaged, with {covered_g.min():.0%} of it; raise max_conditions for all of them",
+            f"max_conditions: {n_asked:,} combinations were asked for, and the {max_conditions:,} of the largest "
+            "weight are averaged; raise max_conditions for all of them",
             ConditionWarning,
         )
     per_point = [number.per_point for number in numbers]
@@ -211,21 +217,23 @@ def _read(place: str, value: Any, n_points: int, category: Category | None) -> _
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ma.MaskedArray):
-        value = value.astype(object).filled(None)  # what is masked is missing
+        masked = np.ma.getmaskarray(value)
+        value = value.data.astype(object)
+        value[masked] = None  # what is masked is missing
     if isinstance(value, np.ndarray | pd.Series | pd.Index | pd.api.extensions.ExtensionArray) and np.ndim(value) > 0:
-        values = np.asarray(value)
-        if values.shape != (n_points,):
+        array = np.asarray(value)
+        if array.shape != (n_points,):
             raise ConditionError(
-                f"{place}: an array of shape {values.shape} came, one value per point, ({n_points},), was expected"
+                f"{place}: an array of shape {array.shape} came, one value per point, ({n_points},), was expected"
             )
-        return _Said(per_point=_values(place, values, category))
+        return _Said(per_point=_values(place, array, category))
     return _Said(averaged=((_values(place, [value], category)[0].item(), 1.0),))
 
 
 def _values(place: str, values: Sequence[Any] | np.ndarray, category: Category | None) -> np.ndarray:
     objects = np.asarray(values, dtype=object)
     if objects.ndim != 1:
-        raise ConditionError(f"{place}: {listing(values, 3)} came, single names or numbers were expected")
+        raise ConditionError(f"{place}: {listing(objects.tolist(), 3)} came, single names or numbers were expected")
     missing = np.flatnonzero(pd.isna(objects))
     if len(missing):
         raise ConditionError(f"{place}: {len(missing)} values are missing (the first at {missing[0]}); fill them in")
@@ -234,7 +242,7 @@ def _values(place: str, values: Sequence[Any] | np.ndarray, category: Category |
     try:
         numbers = objects.astype(np.float64)  # by way of objects, as complex numbers and dates would pass for numbers
     except (TypeError, ValueError) as error:
-        raise ConditionError(f"{place}: {listing(values, 3)} came, numbers were expected") from error
+        raise ConditionError(f"{place}: {listing(objects.tolist(), 3)} came, numbers were expected") from error
     bad = numbers[~(np.abs(numbers) < _LARGEST)].tolist()
     if bad:
         raise ConditionError(f"{place}: {listing(bad, 3)} came, finite numbers below {_LARGEST:g} were expected")
@@ -253,14 +261,14 @@ def _weights(place: str, weights: list[Any]) -> list[float]:
     total = numbers.sum()
     # weights that were normalised before stay as they are, to the last bit, so that a result can be made again
     shares = numbers if abs(total - 1) < 1e-12 else numbers / total
-    return shares.tolist()  # type: ignore[no-any-return]
+    return shares.tolist()
 
 
 # -- from what was said to slots ---------------------------------------------------------------------------------------
 
 
 def _groups(said: list[_Said], n_points: int) -> tuple[np.ndarray | None, list[tuple[int | None, ...]]]:
-    """Points that have the same values of all conditions given per point; each group as those values, None elsewhere."""
+    """Points with the same values of all conditions given per point; each group as those values, None elsewhere."""
     columns = [s.per_point for s in said]
     given = [c for c in columns if c is not None]
     if not given:
@@ -350,9 +358,7 @@ class _SlotMaker:
         return np.concatenate(completed), np.concatenate(shares)
 
 
-def _warn_of_unseen(
-    schema: Schema, codes_gmc: np.ndarray, weights_gm: np.ndarray, relevant: list[bool]
-) -> None:
+def _warn_of_unseen(schema: Schema, codes_gmc: np.ndarray, weights_gm: np.ndarray, relevant: list[bool]) -> None:
     columns = np.flatnonzero(relevant)
     seen = {tuple(row) for row in schema.conditions.codes_mc[:, columns].tolist()}
     used = {tuple(row) for row in codes_gmc[weights_gm > 0][:, columns].tolist()}
@@ -407,7 +413,7 @@ def _in_words(
     columns: dict[str, Any] = {}
     categories = (schema.batch, *schema.categorical, schema.labels)
     for s, category, column in zip(said, categories, names, strict=False):
-        unsaid_label = category is schema.labels and s == _Said() and not label_matters
+        unsaid_label = category is schema.labels and s.is_nothing and not label_matters
         if category is None or column is None or unsaid_label:
             continue
         if s.per_point is not None:
@@ -468,8 +474,8 @@ def slots_in_words(schema: Schema, conditions: Conditions) -> list[dict[str, Any
     for codes, numbers, weight in zip(
         conditions.codes_gmc[0], conditions.continuous_gmd[0], conditions.weights_gm[0], strict=True
     ):
-        named = {
-            column: c.names[code]
+        named: dict[str, Any] = {
+            str(column): c.names[code]
             for c, code, column in zip(categories, codes, columns, strict=False)
             if c is not None and column in conditions.obs  # it is not where the label changes nothing
         }

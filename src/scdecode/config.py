@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from scdecode.errors import ConfigError, check_choice, check_integer, check_number, suggestion
 
 GeneLikelihood = Literal["zinb", "nb", "poisson", "normal"]
@@ -33,6 +35,21 @@ def from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
         if name not in known:
             raise ConfigError(f"{kind.__name__}: there is no option {name!r}{suggestion(name, known)}")
     return kind(**values)
+
+
+def _check_booleans(config: ModelConfig | TrainConfig) -> None:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.type == "bool" and not isinstance(value, bool):
+            raise ConfigError(f"{field.name}: {value!r} came, True or False was expected")
+
+
+def _to_python(config: ModelConfig | TrainConfig) -> None:
+    """Turn numpy's numbers, as a sweep over ``np.arange`` gives them, into Python's, which JSON takes."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, np.generic):
+            object.__setattr__(config, field.name, value.item())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +102,8 @@ class ModelConfig:
     """Where the hidden layers have layer normalisation (without weights), after batch normalisation."""
 
     def __post_init__(self) -> None:
+        _to_python(self)
+        _check_booleans(self)
         for name in ("n_hidden", "n_latent", "n_layers", "batch_embedding_dim"):
             check_integer(name, getattr(self, name), minimum=1)
         check_number("dropout_rate", self.dropout_rate, 0.0, 1.0)
@@ -122,7 +141,7 @@ class TrainConfig:
     """Fraction of the cells to validate on; by default all that are not trained on. What is left is a test set."""
 
     shuffle_set_split: bool = True
-    """Draw the split at random; otherwise the first cells are trained on, the next validated on."""
+    """Draw the split at random; otherwise the first cells are validated on, the next trained on, as in scvi-tools."""
 
     batch_size: int = 128
     """Cells in a minibatch."""
@@ -158,6 +177,8 @@ class TrainConfig:
     """Seed of the split, the order of the cells, the dropout and the latent draws."""
 
     def __post_init__(self) -> None:
+        _to_python(self)
+        _check_booleans(self)
         if self.max_epochs is not None:
             check_integer("max_epochs", self.max_epochs, minimum=1)
         if self.n_epochs_kl_warmup is not None:

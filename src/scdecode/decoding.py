@@ -1,11 +1,13 @@
 """Latents to expression: tiles of points through the decoder, averaged over conditions, with draws where asked.
 
-Nothing here touches the training state: the network is in evaluation mode, and stays in it.
+Nothing here touches the training state: whatever mode the network is in, it decodes in evaluation mode, and is left as
+it was. Nor are the global random generators touched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +26,7 @@ DEFAULT_DRAWS = 100
 QUANTILES = {"q05": 0.05, "q95": 0.95}
 
 _TILE_BYTES = 4 * 2**20  # of one tile of the result: it is written and read a few times, so it should stay in the cache
-_DRAW_BYTES = 256 * 2**20  # of all draws of a tile, which the quantiles need at once
+_DRAW_BYTES = 16 * 2**20  # of all draws of a tile, which the quantiles need at once, sorted, with their places
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,14 @@ def make_request(
     elif n_samples is not None:
         raise PointsError(
             "n_samples: draws were asked for, but the points have no spread to draw from; pass spread=..., a normal "
-            "distribution (model.encode(adata, return_dist=True)) or a trajectory; or quantity='counts' to draw counts"
+            "distribution (model.posterior(adata)) or a trajectory; or quantity='counts' to draw counts"
         )
     width = n_genes if genes is None else len(genes)
     if chunk_size is None:
-        budget = _TILE_BYTES if n_samples is None else _DRAW_BYTES
-        chunk_size = min(max(budget // (4 * n_genes * (n_samples or 1)), 1 if n_samples else 16), 4096)
+        points_of_tile = _TILE_BYTES // (4 * n_genes)
+        if n_samples is not None:
+            points_of_tile = min(points_of_tile, _DRAW_BYTES // (4 * n_genes * n_samples))
+        chunk_size = min(max(points_of_tile, 1 if n_samples else 16), 4096)
     check_integer("chunk_size", chunk_size, minimum=1)
     if seed is not None:
         check_integer("seed", seed, minimum=0)
@@ -94,7 +98,22 @@ def make_request(
 def decode_tiles(
     vae: VAE, points: Points, conditions: Conditions, request: Request, device: torch.device
 ) -> Iterator[Tile]:
-    """Decode the points, some at a time, in order."""
+    """Decode the points, some at a time, in order.
+
+    Raises
+    ------
+    InputError
+        For counts of a model that has none.
+    """
+    if request.quantity == "counts" and not vae.config.has_counts:
+        raise InputError(
+            f"quantity: 'counts' came, but a model with gene_likelihood={vae.config.gene_likelihood!r} draws no whole "
+            "numbers; 'rate' is its mean, and model.distribution(z).sample() draws from it"
+        )
+    return _tiles(vae, points, conditions, request, device)
+
+
+def _tiles(vae: VAE, points: Points, conditions: Conditions, request: Request, device: torch.device) -> Iterator[Tile]:
     vae.to(device)
     try:
         genes = None if request.genes is None else torch.tensor(request.genes, device=device)
@@ -102,11 +121,36 @@ def decode_tiles(
             rows = slice(start, min(start + request.chunk_size, len(points)))
             # a seed a tile: what is drawn for a tile does not depend on the tiles before it
             generator = torch.Generator().manual_seed((request.seed * 1_000_003 + start) % 2**63)
-            with torch.inference_mode():
+            with torch.inference_mode(), _evaluating(vae):
                 tile = _decode_rows(vae, points, rows, conditions, request, genes, generator, device)
             yield tile
     finally:
         vae.to("cpu")
+
+
+@contextmanager
+def _evaluating(vae: VAE) -> Iterator[None]:
+    """The network in evaluation mode: in training, batch normalisation would mix the points of a tile."""
+    training = [module for module in vae.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """The global generators at a seed, since torch's gamma and Poisson draws know no other; put back afterwards."""
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def _decode_rows(
@@ -193,14 +237,13 @@ def _counts(
     group = slice(None) if conditions.group_n is None else conditions.group_n[rows]
     weights = torch.from_numpy(conditions.weights_gm[group]).expand(z_snk.shape[1], -1)
     log_library = library_sizes(conditions, rows, z_snk.device).log()
-    with torch.random.fork_rng():  # torch's gamma and Poisson draws know no generator of ours
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-        for z_nk in z_snk:
-            slot = torch.multinomial(weights, 1).squeeze(1) if conditions.n_slots > 1 else 0
-            codes, continuous, _ = slot_inputs(conditions, rows, slot, z_nk.device)
-            output = vae.decode(z_nk, codes, continuous, genes=genes)
+    with _seeded(int(torch.randint(2**62, (1,), generator=generator, device="cpu")), z_snk.device):
+        for z in z_snk.split(max(1, _TILE_BYTES // (4 * vae.n_genes * z_snk.shape[1]))):
+            slot = torch.multinomial(weights, len(z), replacement=True).t() if conditions.n_slots > 1 else 0
+            codes, continuous, _ = slot_inputs(conditions, rows, slot, z.device)
+            output = vae.decode(z, codes, continuous, genes=genes)
             drawn.append(vae.likelihood(output, log_library, codes, genes).sample())
-    return torch.stack(drawn)
+    return torch.cat(drawn)
 
 
 def distribution(vae: VAE, z: Tensor, conditions: Conditions, genes: Tensor | None) -> Distribution:
@@ -208,6 +251,11 @@ def distribution(vae: VAE, z: Tensor, conditions: Conditions, genes: Tensor | No
 
     Averaged over several conditions it is, for each gene, the mixture over them.
     """
+    with _evaluating(vae):
+        return _distribution(vae, z, conditions, genes)
+
+
+def _distribution(vae: VAE, z: Tensor, conditions: Conditions, genes: Tensor | None) -> Distribution:
     rows = slice(0, len(z))
     log_library = library_sizes(conditions, rows, z.device).log()
     if conditions.n_slots == 1:
@@ -228,5 +276,6 @@ def distribution(vae: VAE, z: Tensor, conditions: Conditions, genes: Tensor | No
     assert log_mu is not None, "there is always a mean"
     component = make_likelihood(vae.config.gene_likelihood, log_mu, log_theta, zi_logits)
     weights = torch.cat([weights for _, _, weights in inputs], dim=-1)  # (n or 1, slots)
-    weights_ngm = weights.unsqueeze(1).expand(log_mu.shape)
-    return MixtureSameFamily(Categorical(weights_ngm, validate_args=False), component, validate_args=False)
+    # as logarithms: of weights, torch would raise those of zero to its smallest number, which then win in the tails
+    mixture = Categorical(logits=weights.log().unsqueeze(1).expand(log_mu.shape), validate_args=False)
+    return MixtureSameFamily(mixture, component, validate_args=False)

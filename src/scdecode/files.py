@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from scdecode.errors import OutputError
+
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota of this kind
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
@@ -21,23 +25,26 @@ def replacing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     Parameters
     ----------
     path
-        Where the result is to be.
+        Where the result is to be. A link stays, and what it points to is replaced.
     overwrite
         Whether a file or folder that is already there is replaced; otherwise it is an error.
 
     Raises
     ------
     OutputError
-        Where the folder cannot be written, the disk is full, or ``path`` is there and is not to be replaced.
+        Where the folder cannot be written, the disk is full, or ``path`` is there and is not to be replaced; also
+        where it is a folder and the result is a file.
     """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path}: it is there already; choose another name, or pass overwrite=True")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    target = Path(os.path.realpath(path))
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp{target.suffix}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not overwrite:
+            raise OutputError(f"{path}: it is there already; choose another name, or pass overwrite=True")
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _swap(temporary, path)
+        if target.is_dir() and not temporary.is_dir():
+            raise OutputError(f"{path}: it is a folder, the name of a file was expected")
+        _swap(temporary, target)
     except OSError as error:
         if isinstance(error, OutputError):
             raise
@@ -47,33 +54,45 @@ def replacing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 
 def _swap(temporary: Path, path: Path) -> None:
-    """Rename, by way of a second name where a folder is replaced, since no folder is renamed onto a full one."""
+    """Put ``temporary`` in the place of ``path``; a folder that was there is left at ``temporary`` or removed."""
     if not path.is_dir():
         os.replace(temporary, path)
-        return
-    old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
-    os.rename(path, old)
+    elif not _exchange(temporary, path):
+        old = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
+        try:
+            os.rename(path, old)  # no folder is renamed onto a full one
+            os.rename(temporary, path)
+        except BaseException:  # Ctrl-C too
+            if old.exists() and not path.exists():
+                os.rename(old, path)
+            raise
+        _remove(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step, so that there is no moment without a folder; False where the system cannot."""
     try:
-        os.rename(temporary, path)
-    except OSError:
-        os.rename(old, path)
-        raise
-    _remove(old)
+        renameat2 = ctypes.CDLL(None).renameat2  # Linux
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    with suppress(OSError):  # it may never have been made
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
-def _reason(path: Path, error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
+def _reason(path: str | Path, error: OSError) -> str:
+    if error.errno in _FULL:
         return f"{path}: the disk is full; nothing was changed; make room, or write to another disk"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in _FORBIDDEN:
         return f"{path}: no permission to write there; nothing was changed; choose a folder of your own"
-    return f"{path}: it cannot be written ({error.strerror or error}); nothing was changed"
+    return f"{path}: it cannot be written ({error}); nothing was changed; choose another place"
 
 
 def sha256(path: str | Path) -> str:

@@ -26,7 +26,7 @@ def read_library_size(schema: Schema, n_points: int, library_size: Any) -> np.nd
     if isinstance(library_size, torch.Tensor):
         library_size = library_size.detach().cpu().numpy()
     if isinstance(library_size, np.ma.MaskedArray):
-        library_size = library_size.astype(np.float64).filled(np.nan)  # what is masked is missing
+        library_size = np.ma.filled(library_size.astype(np.float64), np.nan)  # what is masked is missing
     try:
         # by way of objects, as complex numbers and dates would pass for numbers
         sizes = np.asarray(library_size, dtype=object).astype(np.float64)
@@ -34,7 +34,8 @@ def read_library_size(schema: Schema, n_points: int, library_size: Any) -> np.nd
         raise ConditionError(f"library_size: {library_size!r} came, numbers were expected") from error
     if sizes.shape not in ((), (1,), (n_points,), (n_points, 1)):
         raise ConditionError(
-            f"library_size: an array of shape {sizes.shape} came, one number or one per point, ({n_points},), was expected"
+            f"library_size: an array of shape {sizes.shape} came, one number or one per point, ({n_points},), was "
+            "expected"
         )
     sizes = sizes.reshape(-1)
     with np.errstate(over="ignore", under="ignore"):  # what float32 cannot hold becomes infinite or 0, and is refused

@@ -73,28 +73,29 @@ def check_counts(counts: sp.csr_matrix, place: str, *, whole: bool) -> None:
     data = counts.data
     if not np.isfinite(data).all():
         raise CountsError(
-            f"{place}: {_where(counts, ~np.isfinite(data))} NaN or infinite; counts were expected; "
+            f"{place}: {_where(counts, ~np.isfinite(data), 'NaN or infinite')}; counts were expected; "
             "remove those cells or genes, or choose another layer"
         )
     if (data < 0).any():
         raise CountsError(
-            f"{place}: {_where(counts, data < 0)} negative, as after scaling or regressing out; raw counts were "
+            f"{place}: {_where(counts, data < 0, 'negative')}, as after scaling or regressing out; raw counts were "
             "expected; say where they are with setup_anndata(adata, layer=...)"
         )
     if whole and (data != np.rint(data)).any():
         raise CountsError(
-            f"{place}: {_where(counts, data != np.rint(data))} not whole numbers, as after normalising or log1p; raw "
-            "counts were expected; say where they are with setup_anndata(adata, layer=...), or round estimated counts "
-            "with numpy.rint, or use gene_likelihood='normal'"
+            f"{place}: {_where(counts, data != np.rint(data), 'not whole numbers')}, as after normalising or log1p; "
+            "raw counts were expected; say where they are with setup_anndata(adata, layer=...), or round estimated "
+            "counts with numpy.rint, or use gene_likelihood='normal'"
         )
 
 
-def _where(counts: sp.csr_matrix, bad: np.ndarray) -> str:
+def _where(counts: sp.csr_matrix, bad: np.ndarray, what: str) -> str:
     first = int(np.flatnonzero(bad)[0])
     row = int(np.searchsorted(counts.indptr, first, side="right")) - 1
     number = int(bad.sum())
-    values = "value is" if number == 1 else "values are"
-    return f"{number:,} of its {len(bad):,} non-zero {values} (the first: {counts.data[first]:g}, in row {row})"
+    are = "is" if number == 1 else "are"
+    example = f"the first: {counts.data[first]:g}, in row {row}"
+    return f"{number:,} of its {len(bad):,} non-zero values {are} {what} ({example})"
 
 
 def check_no_empty_cells(library_n: np.ndarray, place: str) -> None:

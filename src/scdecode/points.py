@@ -142,7 +142,7 @@ def _representation(adata: AnnData, use_rep: str | None) -> Any:
 
 
 def _moments(distribution: Distribution) -> tuple[Any, Any]:
-    if isinstance(distribution, Independent):
+    while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     if isinstance(distribution, Normal):
         return distribution.loc, distribution.scale
@@ -162,8 +162,8 @@ def _to_array(values: Any, place: str) -> np.ndarray:
             raise TypeError(f"of type {array.dtype}")
     except (TypeError, ValueError, RuntimeError) as error:  # the last is what torch raises
         raise PointsError(
-            f"{place}: {type(values).__name__} came that is no array of numbers ({error}); numpy, torch, a DataFrame, a "
-            "list, an AnnData or a trajectory was expected"
+            f"{place}: {type(values).__name__} came that is no array of numbers ({error}); numpy, torch, a DataFrame, "
+            "a list, an AnnData or a trajectory was expected"
         ) from error
     return array
 
@@ -181,7 +181,7 @@ def _as_numpy(values: Any) -> np.ndarray:
     if sp.issparse(values):
         return values.toarray()
     if isinstance(values, np.ma.MaskedArray):  # what is masked is missing, and numpy would give what is below the mask
-        return values.astype(np.float64).filled(np.nan) if np.ma.is_masked(values) else values.data
+        return np.ma.filled(values.astype(np.float64), np.nan) if np.ma.is_masked(values) else values.data
     return np.asarray(values)
 
 
@@ -189,8 +189,8 @@ def _check_simplex(z_nk: Tensor) -> None:
     off = ((z_nk < -1e-4).any(dim=1) | ((z_nk.sum(dim=1) - 1).abs() > 1e-2)).sum().item()
     if off:
         warn(
-            f"points: {off:,} of {len(z_nk):,} points are negative somewhere or do not sum to one, as every latent point "
-            "of a model with latent_distribution='ln' does",
+            f"points: {off:,} of {len(z_nk):,} points are negative somewhere or do not sum to one, as every latent "
+            "point of a model with latent_distribution='ln' does",
             SupportWarning,
         )
 

@@ -67,7 +67,8 @@ def make_frame(
     if len(points.shape) > 1:
         for axis, index in enumerate(np.unravel_index(np.arange(len(points)), points.shape)):
             obs[f"axis_{axis}"] = index
-    obs.index = points.names
+    # a file holds no index of the name of a column
+    obs.index = points.names.rename(None) if points.names.name in obs else points.names
     obsm = {"latent": points.z_nk.numpy()}
     if points.spread is not None:
         obsm["latent_spread"] = points.spread
@@ -105,9 +106,9 @@ def make_frame(
 def _repeat(obs: pd.DataFrame, obsm: dict[str, np.ndarray], times: int) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Each row ``times`` times, side by side, with the numbers of the point and of the draw."""
     row_n = np.repeat(np.arange(len(obs)), times)
-    sample_n = np.tile(np.arange(times), len(obs))
-    repeated = obs.iloc[row_n].assign(point=row_n, sample=sample_n)
-    repeated.index = pd.Index([f"{name}-{sample}" for name, sample in zip(repeated.index, sample_n, strict=True)])
+    draw_n = np.tile(np.arange(times), len(obs))
+    repeated = obs.iloc[row_n].assign(point=row_n, draw=draw_n)
+    repeated.index = pd.Index([f"{name}-{draw}" for name, draw in zip(repeated.index, draw_n, strict=True)])
     return repeated, {key: value[row_n] for key, value in obsm.items()}
 
 
@@ -129,9 +130,14 @@ def decode_arguments(adata: AnnData) -> dict[str, Any]:
             "adata: it has no uns['scdecode'] and obsm['latent']; a result of model.decode(...) was expected"
         )
     made = adata.uns["scdecode"]
-    first = adata.obs["sample"].to_numpy() == 0 if "sample" in adata.obs else np.ones(adata.n_obs, dtype=bool)
+    first = adata.obs["draw"].to_numpy() == 0 if "draw" in adata.obs else np.ones(adata.n_obs, dtype=bool)
     obs = adata.obs[first]
     shape = tuple(int(n) for n in made["shape"])
+    if len(obs) != np.prod(shape, dtype=int):
+        raise InputError(
+            f"adata: it has {len(obs):,} of the {np.prod(shape, dtype=int):,} points that were decoded; the whole "
+            "result was expected"
+        )
     arguments = {key: _restore(value, obs) for key, value in json.loads(made["arguments"]).items()}
     arrays = {key: np.asarray(adata.obsm[key])[first] for key in adata.obsm}
     if "latent_spread" in arrays:

@@ -1,8 +1,8 @@
-"""Decoded tiles to an AnnData: in memory, or streamed to an .h5ad file or a .zarr store. The one place that makes one."""
+"""Decoded tiles to an AnnData, in memory or streamed to an .h5ad or a .zarr: the one place that makes one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from scdecode.files import replacing
 from scdecode.provenance import Frame
 
 _FILE_BLOCK = 2**20  # entries of a chunk on disk, about
-
+_LARGEST_COUNT = 2**31  # of 32 bits
 
 OnTile = Callable[[int], None]
-"""Called with the number of points that a tile has, once it is written."""
+"""Called with the number of points that a tile has, once it is done."""
 
 
 def collect(tiles: Iterable[Tile], frame: Frame, on_tile: OnTile | None = None) -> AnnData:
@@ -31,7 +31,7 @@ def collect(tiles: Iterable[Tile], frame: Frame, on_tile: OnTile | None = None) 
     if frame.counts:
         blocks = []
         for tile in tiles:
-            blocks.append(sp.csr_matrix(tile.values.astype(np.int32)))
+            blocks.append(_sparse(tile))
             _tell(on_tile, tile)
         adata.X = sp.vstack(blocks, format="csr")
         return adata
@@ -59,28 +59,95 @@ def stream(tiles: Iterable[Tile], frame: Frame, path: str | Path, on_tile: OnTil
     OutputError
         Where it cannot be written.
     """
-    path = Path(path)
-    if path.suffix not in (".h5ad", ".zarr"):
+    if not isinstance(path, str | Path) or Path(path).suffix not in (".h5ad", ".zarr"):
         raise InputError(f"out: {str(path)!r} came, a name that ends in .h5ad or .zarr was expected")
+    path = Path(path)
     # the newest zarr format in its plainest form: what every version of anndata that reads it agrees on
     with replacing(path) as temporary, anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
         if path.suffix == ".h5ad":
-            with h5py.File(temporary, "w") as file:
-                anndata.io.write_elem(file, "/", _empty(frame))
-                _write_tiles(file, tiles, frame, on_tile)
+            with _SteadyFile(temporary) as steady, h5py.File(steady, "w") as file:
+                _write_frame(file, frame)
+                _write_tiles(file, steady.checked(tiles), frame, on_tile)
         else:
             group = zarr.open_group(temporary, mode="w", zarr_format=3)
-            anndata.io.write_elem(group, "/", _empty(frame))
+            _write_frame(group, frame)
             _write_tiles(group, tiles, frame, on_tile)
     return open_result(path)
 
 
+class _SteadyFile:
+    """A file that HDF5 can write to when the disk is full.
+
+    HDF5 cannot close a file that it failed to write to: it tries again whenever anything is closed, and brings the
+    interpreter down at the end. So for HDF5 every write is a success; the first that was none is raised by
+    :meth:`checked`, before the next tile, or at the end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "w+b", buffering=0)  # noqa: SIM115  (closed by __exit__)
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> _SteadyFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._error is not None:
+            raise self._error
+
+    def checked(self, tiles: Iterable[Tile]) -> Iterator[Tile]:
+        """The tiles, until one could not be written."""
+        for tile in tiles:
+            if self._error is not None:
+                raise self._error
+            yield tile
+
+    def write(self, data: Any) -> int:
+        """Write all of ``data``, if the disk has room."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while len(left) and self._error is None:
+                left = left[self._file.write(left) :]
+        except BaseException as error:  # an interrupt in the midst of HDF5 is no better than a full disk
+            self._error = error
+        return size
+
+    def read(self, size: int = -1) -> bytes:
+        """For h5py to see that this is a file; it reads with :meth:`readinto`."""
+        return self._file.read(size)
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer``; what could not be written reads as zeros."""
+        into = memoryview(buffer).cast("B")
+        found = self._file.readinto(into)
+        into[found:] = bytes(len(into) - found)
+        return len(into)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place in the file."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The place in the file."""
+        return self._file.tell()
+
+    def truncate(self, size: int) -> int:
+        """Make the file that long."""
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return size
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+
 def open_result(path: str | Path) -> AnnData:
     """Open what :func:`stream` wrote; the expression stays on disk until it is indexed."""
-    path = Path(path)
-    if path.suffix == ".h5ad":
-        return anndata.io.read_h5ad(path, backed="r")
-    group = zarr.open_group(path, mode="r")
+    # not by read_h5ad(backed="r"), which reads all layers
+    group: Any = h5py.File(path) if Path(path).suffix == ".h5ad" else zarr.open_group(path, mode="r")
     adata = AnnData(
         obs=anndata.io.read_elem(group["obs"]),
         var=anndata.io.read_elem(group["var"]),
@@ -88,8 +155,8 @@ def open_result(path: str | Path) -> AnnData:
         uns=anndata.io.read_elem(group["uns"]),
     )
     adata.X = _on_disk(group["X"])
-    for name, layer in group["layers"].members():
-        adata.layers[name] = _on_disk(layer)
+    for name in group["layers"]:
+        adata.layers[name] = _on_disk(group["layers"][name])
     return adata
 
 
@@ -98,35 +165,72 @@ def _empty(frame: Frame) -> AnnData:
 
 
 def _on_disk(element: Any) -> Any:
-    return element if isinstance(element, zarr.Array) else anndata.io.sparse_dataset(element)
+    return element if isinstance(element, zarr.Array | h5py.Dataset) else anndata.io.sparse_dataset(element)
+
+
+def _write_frame(group: Any, frame: Frame) -> None:
+    anndata.io.write_elem(group, "/", _empty(frame))
+    for name in ("X", "raw"):  # there is neither, and that was written too
+        if name in group:
+            del group[name]
 
 
 def _write_tiles(group: Any, tiles: Iterable[Tile], frame: Frame, on_tile: OnTile | None) -> None:
-    if not frame.counts:
-        targets = {"X": _dense(group, "X", frame.shape)}
-        targets |= {name: _dense(group["layers"], name, frame.shape) for name in frame.layers}
-    first = True
+    (_write_counts if frame.counts else _write_dense)(group, tiles, frame, on_tile)
+
+
+def _write_dense(group: Any, tiles: Iterable[Tile], frame: Frame, on_tile: OnTile | None) -> None:
+    targets = {"X": _dense(group, "X", frame.shape)}
+    targets |= {name: _dense(group["layers"], name, frame.shape) for name in frame.layers}
+    # tiles are gathered into the blocks of the file, as zarr would read and write a block again for each part of it
+    rows = targets["X"].chunks[0]
+    block = {name: np.empty((rows, frame.shape[1]), dtype=np.float32) for name in targets}
     for tile in tiles:
-        if frame.counts:
-            block = sp.csr_matrix(tile.values.astype(np.int32))
-            if first:
-                block.indptr = block.indptr.astype(np.int64)  # the file outgrows what 32 bits can count
-                anndata.io.write_elem(group, "X", block)
-            else:
-                anndata.io.sparse_dataset(group["X"]).append(block)
-        else:
-            targets["X"][tile.start : tile.stop] = tile.values
-            for name in frame.layers:
-                targets[name][tile.start : tile.stop] = tile.layers[name]
-        first = False
+        for start in range(tile.start - tile.start % rows, tile.stop, rows):
+            first, last = max(start, tile.start), min(start + rows, tile.stop)
+            for name, values in {"X": tile.values, **tile.layers}.items():
+                block[name][first - start : last - start] = values[first - tile.start : last - tile.start]
+            if last in (start + rows, frame.shape[0]):
+                for name, target in targets.items():
+                    target[start:last] = block[name][: last - start]
         _tell(on_tile, tile)
+
+
+def _write_counts(group: Any, tiles: Iterable[Tile], frame: Frame, on_tile: OnTile | None) -> None:
+    held: list[sp.csr_matrix] = []
+    for tile in tiles:
+        held.append(_sparse(tile))
+        if sum(block.nnz for block in held) >= _FILE_BLOCK:
+            held = _append(group, held)
+        _tell(on_tile, tile)
+    if held:
+        _append(group, held)
+
+
+def _append(group: Any, held: list[sp.csr_matrix]) -> list[sp.csr_matrix]:
+    """Append blocks to ``X`` and hold none of them."""
+    block = sp.vstack(held, format="csr")
+    if "X" in group:
+        anndata.io.sparse_dataset(group["X"]).append(block)
+    else:
+        block.indptr = block.indptr.astype(np.int64)  # the file outgrows what 32 bits can count
+        anndata.io.write_elem(group, "X", block)
+    return []
+
+
+def _sparse(tile: Tile) -> sp.csr_matrix:
+    largest = float(tile.values.max())
+    if not largest < _LARGEST_COUNT:
+        raise InputError(
+            f"library_size: counts up to {largest:g} were drawn, below {_LARGEST_COUNT:,} was expected; pass a smaller "
+            "library_size, in counts of one cell"
+        )
+    return sp.csr_matrix(tile.values.astype(np.int32))
 
 
 def _dense(group: Any, name: str, shape: tuple[int, int]) -> Any:
     rows = min(shape[0], max(1, _FILE_BLOCK // shape[1]))
     create = group.create_array if isinstance(group, zarr.Group) else group.create_dataset
-    if name in group:  # zarr writes an empty X
-        del group[name]
     array = create(name, shape=shape, dtype="float32", chunks=(rows, shape[1]))
     array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     return array

@@ -143,9 +143,8 @@ def tabulate_conditions(codes_nc: np.ndarray, continuous_nd: np.ndarray) -> Trai
     spread_d = values_nd.std(axis=0)
     standard_nd = (values_nd - values_nd.mean(axis=0)) / np.where(spread_d > 0, spread_d, 1.0)
     codes, continuous, n_cells = [], [], []
-    row_n = row_n.reshape(-1)  # numpy 2.0 gave it an extra axis
-    for row in range(len(codes_mc)):
-        cells = np.flatnonzero(row_n == row)
+    by_row = np.argsort(row_n.reshape(-1), kind="stable")  # numpy 2.0 gave row_n an extra axis
+    for row, cells in enumerate(np.split(by_row, np.cumsum(n_cells_m)[:-1])):
         for group in _equal_groups(standard_nd[cells]):
             codes.append(codes_mc[row])
             continuous.append(values_nd[cells[group]].mean(axis=0))
@@ -187,31 +186,82 @@ def to_dict(schema: Schema) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any]) -> Schema:
-    """The schema that :func:`to_dict` wrote; a missing field is a ``KeyError``, for the reader of the file to explain."""
-    columns: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values["columns"].items()}
+    """The schema that :func:`to_dict` wrote.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        Where a field is missing, of another kind, or does not fit the others; the reader of the file explains it.
+    """
+    keys: dict[str, Any] = {key: _names(v) if isinstance(v, list) else v for key, v in values["columns"].items()}
     categorical = tuple(_category(c) for c in values["categorical"])
+    continuous = _names(values["continuous"])
     conditions = values["conditions"]
     n_rows = len(conditions["n_cells"])
-    return Schema(
-        genes=tuple(values["genes"]),
-        columns=Columns(**columns),
+    schema = Schema(
+        genes=_names(values["genes"]),
+        columns=Columns(**keys),
         batch=None if values["batch"] is None else _category(values["batch"]),
         labels=None if values["labels"] is None else _category(values["labels"]),
         categorical=categorical,
-        continuous=tuple(values["continuous"]),
+        continuous=continuous,
         conditions=TrainingConditions(
-            codes_mc=np.array(conditions["codes"], dtype=np.int64).reshape(n_rows, 2 + len(categorical)),
-            continuous_md=np.array(conditions["continuous"], dtype=np.float64).reshape(
-                n_rows, len(values["continuous"])
-            ),
-            n_cells_m=np.array(conditions["n_cells"], dtype=np.int64),
+            codes_mc=_array(conditions["codes"], np.int64, (n_rows, 2 + len(categorical))),
+            continuous_md=_array(conditions["continuous"], np.float64, (n_rows, len(continuous))),
+            n_cells_m=_array(conditions["n_cells"], np.int64, (n_rows,)),
         ),
         n_cells=values["n_cells"],
         median_library=values["median_library"],
         median_size_factor=values["median_size_factor"],
         max_size_factor=values["max_size_factor"],
     )
+    _check_consistent(schema)
+    return schema
 
 
 def _category(values: Mapping[str, Any]) -> Category:
-    return Category(values["key"], tuple(values["names"]))
+    return Category(values["key"], _names(values["names"]))
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    named = isinstance(values, list | tuple) and all(isinstance(v, str) for v in values)
+    if not named or len(set(values)) < len(values):
+        raise ValueError("a list of names, each once, was expected")
+    return tuple(values)
+
+
+def _array(values: Any, dtype: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers of one kind in a shape; neither truncated nor from text."""
+    array = np.array(values)
+    if array.size and array.dtype.kind not in ("i" if dtype is np.int64 else "if"):
+        raise ValueError(f"numbers of the kind {dtype.__name__} were expected, {array.dtype} came")
+    return array.astype(dtype).reshape(shape)
+
+
+def _check_consistent(schema: Schema) -> None:
+    """Raise ``ValueError`` where one part of a schema does not fit another."""
+    columns, conditions = schema.columns, schema.conditions
+    keys = (None if schema.batch is None else schema.batch.key, None if schema.labels is None else schema.labels.key)
+    factors = (schema.median_size_factor, schema.max_size_factor)
+    numbers = [schema.n_cells, schema.median_library, *(factor for factor in factors if factor is not None)]
+    single = [columns.layer, columns.batch_key, columns.labels_key, columns.size_factor_key]
+    fits = {
+        "genes": len(schema.genes) > 0,
+        "columns": all(key is None or isinstance(key, str) for key in single)
+        and isinstance(columns.categorical_covariate_keys, tuple)
+        and isinstance(columns.continuous_covariate_keys, tuple),
+        "batch, labels": keys == (columns.batch_key, columns.labels_key),
+        "categorical": tuple(c.key for c in schema.categorical) == columns.categorical_covariate_keys,
+        "continuous": schema.continuous == columns.continuous_covariate_keys,
+        "names of levels": min(schema.n_levels) > 0,
+        "conditions": len(conditions.n_cells_m) > 0
+        and bool((conditions.n_cells_m > 0).all())
+        and bool(np.isfinite(conditions.continuous_md).all())
+        and bool(((conditions.codes_mc >= 0) & (conditions.codes_mc < np.array(schema.n_levels))).all()),
+        "n_cells, median_library, size factors": isinstance(schema.n_cells, int)
+        and all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < 1e38 for n in numbers),
+        "size factors": all((factor is None) == (columns.size_factor_key is None) for factor in factors),
+    }
+    for part, fitting in fits.items():
+        if not fitting:
+            raise ValueError(f"{part}: not as scdecode writes it")

@@ -7,7 +7,7 @@ distance stands among those of the reference cells themselves, each measured to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,32 +19,51 @@ FAR = 99.0
 _N_GROUPS = 5
 _GROUP_SIZE = 1000
 _TILE = 256  # points whose distances to all landmarks are held at once
+_ROUNDING = 4e-6  # of a point's squared distance from the centre: what a matrix product makes of a distance of zero
+_SAME = 0.02  # of the typical distance: a point this near to a reference cell is that cell, perhaps in float16
 
 
 @dataclass(frozen=True, eq=False)
 class Support:
     """The reference cells against which points are measured; made by :func:`make_support`."""
 
-    landmarks_gmk: Tensor  # (groups, cells, k) float32
+    landmarks_gmk: Tensor  # (groups, cells, k) float32, around the centre: far from zero, distances would cancel
+    centre_k: Tensor  # (k,) float32
     distances_r: np.ndarray  # sorted distances of the reference cells to each other
 
     def distance(self, points_nk: Tensor) -> np.ndarray:
         """Distance of each point to the reference, ``(n,)``, in units of the latent space."""
+        return np.concatenate([self._distance(tile - self.centre_k).numpy() for tile in points_nk.split(_TILE)])
+
+    def _distance(self, points_nk: Tensor) -> Tensor:
         groups, cells, k = self.landmarks_gmk.shape
-        flat = self.landmarks_gmk.reshape(-1, k)
-        near = 1e-2 * float(self.distances_r[len(self.distances_r) // 2]) if len(self.distances_r) else 0.0
-        out = []
-        for tile in points_nk.split(_TILE):
-            nearest = _squared_distances(tile, flat).view(-1, groups, cells).amin(2).sqrt()
-            apart = nearest > near  # a reference cell is not its own neighbour
-            mean = (nearest * apart).sum(1) / apart.sum(1).clamp(min=1)
-            out.append(mean.numpy())
-        return np.concatenate(out) if out else np.zeros(0, np.float32)
+        squared = _squared_distances(points_nk, self.landmarks_gmk.reshape(-1, k)).view(-1, groups, cells)
+        nearest = squared.amin(2)
+        # a reference cell is not its own neighbour: where a point is one, the next nearest of that group counts
+        least, group_n = nearest.min(1)
+        close = (least <= _ROUNDING * points_nk.square().sum(1)).nonzero().squeeze(1)
+        if len(close) and cells > 1:
+            group = group_n[close]
+            others = squared[close, group]
+            which = others.argmin(1)
+            apart = (points_nk[close] - self.landmarks_gmk[group, which]).square().sum(1).sqrt()
+            others[torch.arange(len(close)), which] = torch.where(apart <= _SAME * self.typical, torch.inf, apart**2)
+            nearest[close, group] = others.amin(1)
+        return nearest.sqrt().mean(1)
+
+    @property
+    def typical(self) -> float:
+        """Distance of a typical reference cell to the others."""
+        return float(self.distances_r[len(self.distances_r) // 2]) if len(self.distances_r) else 0.0
 
     def percentile(self, points_nk: Tensor) -> np.ndarray:
-        """The share, in percent, of the reference cells that lie as close to the others as the point, ``(n,)``."""
-        rank = np.searchsorted(self.distances_r, self.distance(points_nk), side="left")
-        return (100.0 * rank / len(self.distances_r)).astype(np.float32)
+        """The share, in percent, of the reference cells that lie closer to the others than the point, ``(n,)``.
+
+        Those that lie as close count by half: a point at the typical distance of all is at 50.
+        """
+        distance_n = self.distance(points_nk)
+        closer, not_farther = (np.searchsorted(self.distances_r, distance_n, side=side) for side in ("left", "right"))
+        return (50.0 * (closer + not_farther) / len(self.distances_r)).astype(np.float32)
 
 
 def make_support(reference_rk: np.ndarray) -> Support:
@@ -53,9 +72,9 @@ def make_support(reference_rk: np.ndarray) -> Support:
     groups = max(1, min(_N_GROUPS, len(order) // 10))
     size = min(len(order) // groups, _GROUP_SIZE)
     landmarks = torch.from_numpy(np.ascontiguousarray(reference_rk[order[: groups * size]], dtype=np.float32))
-    landmarks_gmk = landmarks.view(groups, size, -1)
-    support = Support(landmarks_gmk, np.zeros(0))
-    return Support(landmarks_gmk, np.sort(support.distance(landmarks)))
+    centre = landmarks.mean(0)
+    support = Support((landmarks - centre).view(groups, size, -1), centre, np.zeros(0))
+    return replace(support, distances_r=np.sort(support.distance(landmarks)))
 
 
 def _squared_distances(points_nk: Tensor, others_mk: Tensor) -> Tensor:

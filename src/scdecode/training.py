@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from scdecode.cells import Cells
+from scdecode.cells import Cells, check_unchanged
 from scdecode.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from scdecode.config import TrainConfig
-from scdecode.errors import ConfigError, TrainingError
+from scdecode.errors import ConfigError, OutputError, TrainingError, TrainingWarning, warn
 from scdecode.minibatches import Split, gather, rows_of, split_cells
 from scdecode.vae import VAE
 
@@ -36,7 +38,7 @@ class History:
     table: pd.DataFrame
     """A row an epoch: the losses in nats a cell, the weight of the KL term, the seconds it took."""
     ending: str
-    """``"finished"``, ``"early stopping"`` or ``"interrupted"``."""
+    """``"finished"``, ``"early stopping"``, ``"interrupted"`` or ``"failed"``."""
     split: Split
 
 
@@ -70,13 +72,15 @@ def fit(
     device: str | torch.device = "cpu",
     on_epoch: OnEpoch | None = None,
     checkpoint: str | Path | None = None,
+    on_failure: Callable[[History], None] | None = None,
 ) -> History:
     """Train a model in place.
 
     Parameters
     ----------
     vae
-        Left on the CPU, in evaluation mode and without gradients, with the weights of the last whole epoch, however training ends.
+        Left on the CPU, in evaluation mode and without gradients, with the weights of the last whole epoch, however
+        training ends.
     cells
         To be split into training, validation and test cells.
     config
@@ -86,7 +90,10 @@ def fit(
     on_epoch
         Told of each epoch.
     checkpoint
-        A file to which the state is written after each epoch, and from which a broken-off training goes on.
+        A file to which the state is written after each epoch, and from which a broken-off training goes on. Where it
+        cannot be written later than at the start, there is a warning, and training goes on.
+    on_failure
+        Told how far training came where an error ends it after an epoch, before the error is raised.
 
     Raises
     ------
@@ -94,6 +101,10 @@ def fit(
         Where the loss is no longer a number; the message has the epoch, the step and the likely cause.
     ConfigError
         Where early stopping is asked for without validation cells, or the checkpoint is of another training.
+    CountsError
+        Where the counts changed since the cells were read.
+    CorruptModelError, OutputError
+        Where the checkpoint cannot be read, or cannot be written at the start.
     KeyboardInterrupt
         If the user interrupts before the first epoch is through; later, the training ends with what it has.
     """
@@ -101,18 +112,27 @@ def fit(
     split = split_cells(len(cells), config)
     if config.early_stopping and len(split.validation) == 0:
         raise ConfigError("early_stopping: there are no validation cells; lower train_size below 1")
+    check_unchanged(cells)
     n_epochs = config.epochs(len(cells))
-    vae.to(device).requires_grad_(True)
-    optimizer = torch.optim.Adam(
-        vae.parameters(), lr=config.lr, eps=config.eps, weight_decay=config.weight_decay, fused=device.type != "mps"
-    )
-    run = _Run()
-    identity = _identity(vae, cells, config)
-    if checkpoint is not None and Path(checkpoint).exists():
-        _restore(read_checkpoint(checkpoint, identity), vae, optimizer, run)
-    whole = _snapshot(vae)
-    ending = "finished"
+    identity = {} if checkpoint is None else _identity(vae, cells, config)
+    run, whole = _Run(), _snapshot(vae)
+    ending, failure = "finished", None
     try:
+        vae.to(device).requires_grad_(True)
+        optimizer = torch.optim.Adam(
+            vae.parameters(), lr=config.lr, eps=config.eps, weight_decay=config.weight_decay, fused=device.type != "mps"
+        )
+        if checkpoint is not None:
+            if Path(checkpoint).exists():
+                _restore(read_checkpoint(checkpoint, identity), vae, optimizer, run)
+                whole = _snapshot(vae)
+            if len(run.rows) > n_epochs:
+                warn(
+                    f"train: {checkpoint} has {len(run.rows)} epochs, more than the {n_epochs} asked for, and the "
+                    "model has them now; pass another file name to begin anew",
+                    TrainingWarning,
+                )
+            write_checkpoint(checkpoint, _state(vae, optimizer, run, identity))  # a full disk is best known now
         while len(run.rows) < n_epochs:
             if run.stops_early(config):
                 ending = "early stopping"
@@ -121,18 +141,27 @@ def fit(
             run.record(row, config)
             whole = _snapshot(vae)
             if checkpoint is not None:
-                write_checkpoint(checkpoint, _state(vae, optimizer, run, identity))
+                _keep(checkpoint, _state(vae, optimizer, run, identity))
             if on_epoch is not None:
                 on_epoch(len(run.rows), n_epochs, row)
     except KeyboardInterrupt:
         if not run.rows:
             raise
         ending = "interrupted"
+    except Exception as error:
+        if not run.rows or on_failure is None:
+            raise
+        ending, failure = "failed", error
     finally:
         vae.load_state_dict(whole)
+        vae.zero_grad()  # or it would stay in memory
         vae.to("cpu").eval().requires_grad_(False)  # only training changes the weights
     table = pd.DataFrame(run.rows, index=pd.RangeIndex(len(run.rows), name="epoch"))
-    return History(table=table, ending=ending, split=split)
+    history = History(table=table, ending=ending, split=split)
+    if failure is not None and on_failure is not None:
+        on_failure(history)
+        raise failure
+    return history
 
 
 def _epoch(
@@ -148,8 +177,7 @@ def _epoch(
     kl_weight = config.kl_weight(epoch)
     order = np.random.default_rng([config.seed, 1, epoch]).permutation(split.train)
     minibatches = list(rows_of(order, config.batch_size))
-    with torch.random.fork_rng():
-        torch.manual_seed((config.seed * 1_000_003 + epoch) % 2**63)
+    with _seeded((config.seed * 1_000_003 + epoch) % 2**63, device):
         vae.train()
         parts = torch.zeros(len(minibatches), 3, device=device)  # read once an epoch, so that no step waits for it
         for step, rows in enumerate(minibatches):
@@ -164,6 +192,20 @@ def _epoch(
         if len(split.validation) and (epoch + 1) % config.check_val_every_n_epoch == 0:
             row |= _row(_validate(vae, cells, split.validation, config, device), "validation")
     return row | {"kl_weight": kl_weight, "seconds": time.perf_counter() - start}
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeded random numbers on the CPU and on the device; afterwards the generators are as they were before."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every other device too, for good
+        for one in cuda:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(seed)
+        if device.type == "mps":
+            torch.mps.manual_seed(seed)
+        yield
 
 
 @torch.no_grad()
@@ -189,7 +231,7 @@ def _check_finite(
 ) -> None:
     """Raise :class:`TrainingError` where a loss or a weight is no number, with the likely cause."""
     bad = (~torch.isfinite(parts).all(dim=1)).nonzero().reshape(-1).tolist()
-    if not bad and all(torch.isfinite(p).all() for p in vae.parameters()):
+    if not bad and all(torch.isfinite(value).all() for value in vae.state_dict().values()):
         return
     step = bad[0] if bad else len(minibatches) - 1
     rows = minibatches[step]
@@ -197,7 +239,7 @@ def _check_finite(
     if vae.config.use_observed_lib_size and (cells.library_n[rows] <= 0).any():
         causes.append("the minibatch has a cell without counts: remove such cells")
     data = cells.counts[rows].data
-    if len(data) and (data != np.rint(data)).any():
+    if vae.config.has_counts and (data != np.rint(data)).any():
         causes.append("the values are not whole numbers: train on raw counts, not on normalised data")
     if config.lr > 5e-3:
         causes.append(f"the learning rate {config.lr:g} is high: try 1e-3")
@@ -221,8 +263,25 @@ def _identity(vae: VAE, cells: Cells, config: TrainConfig) -> dict[str, Any]:
     """What a checkpoint must share with the run that goes on from it; the number of epochs may differ."""
     training = dataclasses.asdict(config)
     del training["max_epochs"]
-    data = {"n_cells": len(cells), "n_genes": vae.n_genes, "total_counts": float(cells.counts.sum(dtype=np.float64))}
+    digest = 0
+    counts = (cells.counts.data, cells.counts.indices, cells.counts.indptr)
+    for array in (*counts, cells.codes_nc, cells.continuous_nd, cells.size_factor_n):
+        if array is not None:
+            digest = zlib.crc32(np.ascontiguousarray(array).data, digest)
+    data = {
+        "n_cells": len(cells),
+        "n_genes": vae.n_genes,
+        "total_counts": float(cells.library_n.sum(dtype=np.float64)),
+        "crc32 of the counts and conditions": f"{digest:08x}",
+    }
     return {**dataclasses.asdict(vae.config), **training, **data}
+
+
+def _keep(path: str | Path, state: Checkpoint) -> None:
+    try:
+        write_checkpoint(path, state)
+    except OutputError as error:  # a disk that fills up should not cost the training
+        warn(f"train: {error}; training goes on", TrainingWarning)
 
 
 def _state(vae: VAE, optimizer: torch.optim.Optimizer, run: _Run, identity: dict[str, Any]) -> Checkpoint:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,22 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import save_file
+from safetensors.numpy import save as save_arrays
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from scdecode import config as configs
 from scdecode import schema as schemas
 from scdecode.config import ModelConfig, TrainConfig
-from scdecode.errors import ConfigError, CorruptModelError, ForeignModelError, FormatError, NewerFormatError, listing
+from scdecode.errors import (
+    ConfigError,
+    CorruptModelError,
+    ForeignModelError,
+    FormatError,
+    NewerFormatError,
+    OutputError,
+    listing,
+)
 from scdecode.files import replacing, sha256
 from scdecode.reference import Reference
 from scdecode.schema import Schema
@@ -62,16 +71,26 @@ def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> N
     Raises
     ------
     OutputError
-        Where it cannot be written, or is there already and ``overwrite`` is not asked for.
+        Where it cannot be written, is there already and ``overwrite`` is not asked for, or holds other files too.
     """
-    with replacing(path, overwrite=overwrite) as folder:
+    path = Path(path)
+    there = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+    others = [name for name in there if name not in (_MANIFEST, _WEIGHTS, _REFERENCE, ".DS_Store")]
+    if others and overwrite:
+        raise OutputError(
+            f"{path}: it holds {listing(others, 5)}, which replacing it would remove; choose a directory of its own "
+            f"for the model, for example {path / 'model'}"
+        )
+    reference = {
+        field.name: np.ascontiguousarray(getattr(model.reference, field.name))
+        for field in dataclasses.fields(Reference)
+    }
+    with replacing(path, overwrite=overwrite or (path.is_dir() and not there)) as folder:
         folder.mkdir()
-        save_file({name: t.contiguous() for name, t in model.vae.state_dict().items()}, folder / _WEIGHTS)
-        reference = {
-            field.name: np.ascontiguousarray(getattr(model.reference, field.name))
-            for field in dataclasses.fields(Reference)
-        }
-        save_arrays(reference, folder / _REFERENCE)
+        # not with save_file, which has an error of its own for a full disk
+        weights = {name: t.contiguous() for name, t in model.vae.state_dict().items()}
+        (folder / _WEIGHTS).write_bytes(save_tensors(weights))
+        (folder / _REFERENCE).write_bytes(save_arrays(reference))
         manifest = {
             "format": "scdecode",
             "format_version": FORMAT_VERSION,
@@ -80,7 +99,7 @@ def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> N
             "config": dataclasses.asdict(model.config),
             "train_config": dataclasses.asdict(model.train_config),
             "schema": schemas.to_dict(model.schema),
-            "summary": model.summary,
+            "summary": model.summary | {"history": _without_nan(model.summary["history"])},
             "sha256": {name: sha256(folder / name) for name in (_WEIGHTS, _REFERENCE)},
         }
         (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -108,24 +127,26 @@ def read(path: str | Path) -> StoredModel:
         found = sha256(path / name)
         if found != digest:
             raise CorruptModelError(
-                f"{path / name}: its sha256 is {found[:12]}..., {digest[:12]}... was expected: the file was truncated or "
-                "edited; copy it again"
+                f"{path / name}: its sha256 is {found[:12]}..., {digest[:12]}... was expected: the file was truncated "
+                "or edited; copy it again"
             )
     try:
         schema = schemas.from_dict(manifest["schema"])
         config = configs.from_dict(ModelConfig, manifest["config"])
         train_config = configs.from_dict(TrainConfig, manifest["train_config"])
-        summary, version = manifest["summary"], manifest["version"]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, ConfigError):
-            raise CorruptModelError(f"{path / _MANIFEST}: {error}") from error
-        raise CorruptModelError(f"{path / _MANIFEST}: a field is missing or of the wrong kind ({error!r})") from error
-    vae = build_vae(config, schema)
-    _load_weights(vae, _read_tensors(path / _WEIGHTS), path / _WEIGHTS)
+        summary, version = _checked_summary(manifest["summary"]), str(manifest["version"])
+        if config.use_size_factor != (schema.columns.size_factor_key is not None):
+            raise ValueError("use_size_factor does not fit the columns")
+    except ConfigError as error:
+        raise CorruptModelError(f"{path / _MANIFEST}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CorruptModelError(
+            f"{path / _MANIFEST}: a field is missing or of the wrong kind ({error!r}); it was edited; copy it again"
+        ) from error
     return StoredModel(
         config=config,
         schema=schema,
-        vae=vae.eval().requires_grad_(False),
+        vae=_read_vae(path / _WEIGHTS, config, schema),
         reference=_read_reference(path / _REFERENCE, config, schema),
         train_config=train_config,
         summary=summary,
@@ -149,24 +170,35 @@ def _read_manifest(path: Path) -> dict[str, Any]:
                     f"{path}: it holds {name}, a model of {program}, and no {_MANIFEST}; a directory that "
                     "scdecode's model.save(...) wrote was expected"
                 )
-        there = listing(sorted(p.name for p in path.iterdir()), 5) if path.is_dir() else "no such directory"
+        if path.is_dir():
+            there = f"it holds {listing(sorted(p.name for p in path.iterdir()), 5)}"
+        else:
+            there = "it is a file" if path.exists() else "no such directory"
         raise FormatError(
             f"{path}: there is no {_MANIFEST} ({there}); a directory that model.save(...) wrote was expected"
         )
     try:
-        manifest = json.loads(manifest_path.read_text())
-    except ValueError as error:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise CorruptModelError(f"{manifest_path}: it is no JSON ({error}): it was truncated or edited") from error
     if not isinstance(manifest, dict) or manifest.get("format") != "scdecode":
         raise ForeignModelError(f"{manifest_path}: it does not say that it is scdecode's; another program wrote it")
     version = manifest.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise CorruptModelError(f"{manifest_path}: its format version is {version!r}, a whole number was expected")
+    if version > FORMAT_VERSION:
         raise NewerFormatError(
             f"{manifest_path}: its format version is {version!r}, this scdecode reads up to {FORMAT_VERSION}; it was "
             f"written by scdecode {manifest.get('version', '?')}: pip install --upgrade scdecode"
         )
+    if manifest.get("class") != "SCVI":
+        raise NewerFormatError(
+            f"{manifest_path}: it is a {manifest.get('class')!r}, this scdecode reads 'SCVI'; "
+            "pip install --upgrade scdecode"
+        )
     digests = manifest.get("sha256")
-    if not isinstance(digests, dict) or set(digests) != {_WEIGHTS, _REFERENCE}:
+    names = set(digests) if isinstance(digests, dict) and all(isinstance(d, str) for d in digests.values()) else set()
+    if names != {_WEIGHTS, _REFERENCE}:
         raise CorruptModelError(f"{manifest_path}: it does not have the digests of {_WEIGHTS} and {_REFERENCE}")
     return manifest
 
@@ -174,24 +206,56 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-    except (SafetensorError, OSError) as error:
+            # copies, as the tensors are the file's own pages, and a file may change
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise CorruptModelError(f"{path}: it is no safetensors file ({error}): it was truncated or edited") from error
 
 
-def _load_weights(vae: VAE, weights: dict[str, Tensor], path: Path) -> None:
-    expected = {name: tuple(t.shape) for name, t in vae.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in weights.items()}
+def _without_nan(history: dict[str, list[float]]) -> dict[str, list[float | None]]:
+    """Epochs without a validation are NaN here, and null in JSON, which has no NaN."""
+    return {key: [None if math.isnan(x) else x for x in column] for key, column in history.items()}
+
+
+def _checked_summary(summary: dict[str, Any]) -> dict[str, Any]:
+    history = summary["history"]
+    numbers = all(x is None or isinstance(x, int | float) for column in history.values() for x in column)
+    if not numbers or len({len(column) for column in history.values()}) > 1 or not isinstance(summary["ending"], str):
+        raise ValueError("summary: not as scdecode writes it")
+    return summary | {
+        "history": {key: [math.nan if x is None else float(x) for x in column] for key, column in history.items()}
+    }
+
+
+def _read_vae(path: Path, config: ModelConfig, schema: Schema) -> VAE:
+    weights = _read_tensors(path)
+    try:
+        if config.n_layers > len(weights):
+            raise ValueError(f"{config.n_layers} layers")
+        with torch.device("meta"):  # shapes without memory, and without a draw from the random numbers
+            vae = build_vae(config, schema)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes that no network has
+        raise CorruptModelError(f"{path}: it does not fit {_MANIFEST} ({error}); copy both again") from error
+    # whatever torch's default type is here, the weights are kept in single precision
+    expected = {name: _kind(t.float() if t.is_floating_point() else t) for name, t in vae.state_dict().items()}
+    found = {name: _kind(t) for name, t in weights.items()}
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not of this model" for name in found if name not in expected]
     problems += [
-        f"{name} has shape {found[name]}, {shape} was expected"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
+        f"{name} is {found[name]}, {kind} was expected"
+        for name, kind in expected.items()
+        if name in found and found[name] != kind
     ]
+    same = [name for name in expected if expected[name] == found.get(name)]
+    problems += [f"{name} has NaN or infinite values" for name in same if not torch.isfinite(weights[name]).all()]
     if problems:
         raise CorruptModelError(f"{path}: it does not fit {_MANIFEST}: {'; '.join(problems[:5])}")
-    vae.load_state_dict(weights)
+    vae.load_state_dict(weights, assign=True)
+    return vae.eval().requires_grad_(False)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def _read_reference(path: Path, config: ModelConfig, schema: Schema) -> Reference:
@@ -199,7 +263,17 @@ def _read_reference(path: Path, config: ModelConfig, schema: Schema) -> Referenc
     names = {field.name for field in dataclasses.fields(Reference)}
     if set(tensors) != names:
         raise CorruptModelError(f"{path}: {listing(sorted(tensors))} came, {listing(sorted(names))} was expected")
-    reference = Reference(**{name: tensor.numpy() for name, tensor in tensors.items()})
-    if reference.latent_rk.shape[1:] != (config.n_latent,) or reference.codes_rc.shape[1:] != (len(schema.n_levels),):
-        raise CorruptModelError(f"{path}: its latents {reference.latent_rk.shape} do not fit {_MANIFEST}")
-    return reference
+    sizes = {"k": config.n_latent, "c": len(schema.n_levels), "d": len(schema.continuous)}
+    n_cells = tensors["latent_rk"].shape[:1]
+    for name, tensor in tensors.items():
+        axes = name.rpartition("_")[2]  # "r": cells, then one of the above
+        shape = (*n_cells, *(sizes[axis] for axis in axes[1:]))
+        dtype = torch.int64 if name == "codes_rc" else torch.float32
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype or not torch.isfinite(tensor).all():
+            raise CorruptModelError(
+                f"{path}: {name} is {_kind(tensor)}, {dtype} {shape} without NaN was expected, as {_MANIFEST} has it"
+            )
+    levels_c = torch.tensor(schema.n_levels)
+    if ((tensors["codes_rc"] < 0) | (tensors["codes_rc"] >= levels_c)).any() or not n_cells or n_cells[0] == 0:
+        raise CorruptModelError(f"{path}: its conditions do not fit {_MANIFEST}, or it has no cells")
+    return Reference(**{name: tensor.numpy() for name, tensor in tensors.items()})
