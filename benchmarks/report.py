@@ -155,15 +155,15 @@ def _markdown(results: dict[str, Any]) -> str:
         "Made by `benchmarks/run.py`; the same with every single value is in `results.json`. Medians over rounds, with",
         "the lowest and the highest; a ratio is scdecode's median over the other's, both from one run in which they",
         "took turns, A B A B, after a warm-up.",
+        "",
     ]
     for section in results.values():
-        lines += ["", f"## {section['title']}", "", section["method"], ""]
+        lines += [f"## {section['title']}", "", section["method"], ""]
         lines += [f"`{section['command']}`, {section['date']}. {section['machine']}. {section['versions']}.", ""]
-        if section["rows"]:
-            lines += _markdown_table([_HEADER, *(_stored_cells(row) for row in section["rows"])])
-        if section["table"]:
-            lines += ["", *_markdown_table(section["table"])]
-    return "\n".join(lines) + "\n"
+        tables = [[_HEADER, *map(_stored_cells, section["rows"])]] if section["rows"] else []
+        for table in [*tables, *([section["table"]] if section["table"] else [])]:
+            lines += [*_markdown_table(table), ""]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _stored_cells(row: dict[str, Any]) -> list[str]:

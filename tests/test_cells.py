@@ -294,8 +294,8 @@ def test_names_that_are_not_there(adata, setup, message):
     assert SETUP_KEY not in adata.uns
 
 
-def test_no_anndata():
-    for call in (sd.SCVI.setup_anndata, sd.SCVI, setup_of):
+def test_no_anndata(model):
+    for call in (sd.SCVI.setup_anndata, sd.SCVI, setup_of, model.get_latent_representation):
         with pytest.raises(InputError, match="adata: ndarray came, an AnnData was expected"):
             call(np.ones((3, 3)))
 

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small_models import make_adata, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import make_adata, make_model
 
 import scdecode as sd
 from scdecode.conditions import OUR_COLUMNS, resolve, slots_in_words

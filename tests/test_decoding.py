@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_models import make_adata, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import make_adata, make_model
 from torch.distributions import Independent, Normal
 
 import scdecode as sd

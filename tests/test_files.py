@@ -22,10 +22,10 @@ def write(path, text="new", **options):
         temporary.write_text(text)
 
 
-def write_folder(path, text="new"):
+def write_folder(path):
     with replacing(path) as temporary:
         temporary.mkdir()
-        (temporary / "file").write_text(text)
+        (temporary / "file").write_text("new")
 
 
 def test_a_new_file(tmp_path):
@@ -55,17 +55,40 @@ def test_a_file_is_replaced(tmp_path):
     assert names(tmp_path) == ["x"]
 
 
-def test_a_folder_is_replaced_with_all_it_held(tmp_path):
+def test_a_folder_is_replaced(tmp_path):
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "old file").write_text("old")
+    (tmp_path / "x" / "file").write_text("old")
+    (tmp_path / "x" / ".DS_Store").touch()  # what macOS leaves wherever one looks
     write_folder(tmp_path / "x")
     assert names(tmp_path) == ["x"]
     assert names(tmp_path / "x") == ["file"]
+    assert (tmp_path / "x" / "file").read_text() == "new"
+
+
+def test_a_folder_with_other_files_is_not_replaced(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "file").write_text("old")
+    (tmp_path / "x" / "thesis.tex").write_text("mine")
+    with pytest.raises(
+        OutputError, match=r"x: it holds \['thesis.tex'\], which replacing it would remove; nothing was"
+    ):
+        write_folder(tmp_path / "x")
+    assert names(tmp_path) == ["x"]
+    assert (tmp_path / "x" / "file").read_text() == "old"
+    assert (tmp_path / "x" / "thesis.tex").read_text() == "mine"
 
 
 def test_a_folder_is_replaced_where_names_cannot_be_exchanged(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_exchange", lambda one, other: False)
-    test_a_folder_is_replaced_with_all_it_held(tmp_path)
+    test_a_folder_is_replaced(tmp_path)
+
+
+def test_a_system_that_cannot_exchange_names(tmp_path, monkeypatch):
+    def fail(name):
+        raise OSError("no such library")
+
+    monkeypatch.setattr(files.ctypes, "CDLL", fail)
+    test_a_folder_is_replaced(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the exchange of two names is Linux's")
@@ -104,13 +127,14 @@ def test_a_folder_does_not_replace_a_file(tmp_path):
 def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "there").symlink_to("elsewhere")
-    (tmp_path / "x").symlink_to(tmp_path / "elsewhere" / "y")
+    (tmp_path / "x").symlink_to(tmp_path / "y")
     write(tmp_path / "x")
     write_folder(tmp_path / "there")
     assert (tmp_path / "there").is_symlink()
     assert (tmp_path / "x").is_symlink()
-    assert names(tmp_path / "elsewhere") == ["file"]  # the folder was replaced, and its y with it
-    assert names(tmp_path) == ["elsewhere", "there", "x"]
+    assert names(tmp_path / "elsewhere") == ["file"]
+    assert (tmp_path / "y").read_text() == "new"
+    assert names(tmp_path) == ["elsewhere", "there", "x", "y"]
 
 
 def test_the_folder_where_one_is(tmp_path, monkeypatch):
@@ -175,7 +199,7 @@ def test_an_error_of_ours_inside_passes_through(tmp_path):
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_failure_between_two_renames_brings_the_old_folder_back(tmp_path, monkeypatch, failure, step):
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "old file").write_text("old")
+    (tmp_path / "x" / "file").write_text("old")
     steps, rename = [], os.rename
 
     def fail(one, other):
@@ -189,7 +213,7 @@ def test_a_failure_between_two_renames_brings_the_old_folder_back(tmp_path, monk
     with pytest.raises((OutputError, KeyboardInterrupt)):
         write_folder(tmp_path / "x")
     assert names(tmp_path) == ["x"]
-    assert names(tmp_path / "x") == ["old file"]
+    assert (tmp_path / "x" / "file").read_text() == "old"
 
 
 def test_a_failure_of_the_last_rename_of_a_file(tmp_path, monkeypatch):
@@ -240,6 +264,8 @@ def test_a_folder_where_nobody_may_write():
 def test_the_root():
     with pytest.raises(OutputError, match="it is a folder"):
         write("/")
+    with pytest.raises(OutputError, match=r"/: it holds .*which replacing it would remove"):
+        write_folder("/")
 
 
 @pytest.fixture

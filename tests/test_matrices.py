@@ -100,6 +100,14 @@ def test_matrices_on_disk(tmp_path, store, form):
         group.close()
 
 
+def test_a_matrix_that_is_yet_to_be_computed():
+    class Lazy:  # as dask's, which is not installed here
+        def compute(self):
+            return sp.csc_matrix(COUNTS)
+
+    np.testing.assert_array_equal(to_csr(Lazy(), "x").toarray(), COUNTS)
+
+
 def test_a_dense_matrix_on_disk_is_read_in_blocks(tmp_path, monkeypatch):
     import zarr
 

@@ -179,7 +179,7 @@ def test_an_empty_folder_is_taken(model, tmp_path):
 
 def test_files_that_are_no_model_s_are_never_removed(model, folder):
     (folder / "thesis.tex").write_text("mine")
-    with pytest.raises(OutputError, match=r"it holds \['thesis.tex'\], which replacing it would remove; choose a dir"):
+    with pytest.raises(OutputError, match=r"it holds \['thesis.tex'\], which replacing it would remove"):
         model.save(folder, overwrite=True)
     with pytest.raises(OutputError, match=r"it holds \['model'\]"):
         model.save(folder.parent, overwrite=True)

@@ -276,6 +276,22 @@ def test_a_given_spread_goes_before_that_of_the_distribution():
     np.testing.assert_array_equal(read.spread, np.full((4, K), 2.0))
 
 
+def test_spread_as_yes_or_no():
+    """Not as standard deviations of 1 and 0, which truth values would pass for."""
+    normal = Normal(torch.tensor(Z), 0.5)
+    assert read_points(normal, K, spread=False).spread is None
+    assert read_points(SimpleNamespace(points=Z, spread=COVARIANCE, time=None), K, spread=False).spread is None
+    assert read_points(Z, K, spread=False).spread is None
+    np.testing.assert_array_equal(read_points(normal, K, spread=True).spread, np.full((4, K), 0.5))
+    with pytest.raises(PointsError, match="spread: True came, but the points have none of their own"):
+        read_points(Z, K, spread=True)
+
+
+def test_a_posterior_is_no_point_of_a_simplex():
+    with pytest.raises(PointsError, match=r"latent_distribution='ln' sum to one, as no normal does .*get_latent_"):
+        read_points(Normal(torch.zeros(2, K), 1.0), K, simplex=True)
+
+
 def test_path():
     path = SimpleNamespace(points=Z, spread=np.broadcast_to(COVARIANCE, (4, K, K)), time=np.linspace(0, 1, 4))
     read = read_points(path, K)

@@ -1,4 +1,4 @@
-"""Real cells: what a model learns from them, by numbers that were measured (beside each bound) and have room to vary.
+"""Real cells: what a model learns from them, by bounds that leave room around what was measured with three seeds.
 
 The data are not ours to copy; where the folder is absent these tests are skipped. The models are small in epochs, so
 that the file takes less than a minute on one core; benchmarks/heldout.py trains long and compares with scvi-tools.
@@ -21,7 +21,6 @@ DATA = Path(os.environ.get("SCDECODE_DATA") or Path(__file__).parents[2] / "shar
 
 pytestmark = [
     pytest.mark.realdata,
-    pytest.mark.slow,
     pytest.mark.skipif(not DATA.is_dir(), reason=f"no real cells in {DATA}; SCDECODE_DATA may name another folder"),
 ]
 
@@ -103,8 +102,8 @@ def baseline(cells, batch_key, split):
     return -log_prob_ng.sum(axis=1).mean()
 
 
-# measured: 0.979 of 1,619 nats a cell; 0.939 of 1,146
-@pytest.mark.parametrize(("name", "bound"), [("worm", 0.99), ("kang", 0.96)])
+# measured: 0.957 to 0.971; 0.938 to 0.950
+@pytest.mark.parametrize(("name", "bound"), [("worm", 0.985), ("kang", 0.965)])
 def test_held_out_likelihood_is_better_than_that_of_the_mean_profile(name, bound):
     cells, model = trained(name)
     simple = baseline(cells, SETS[name][1], split_cells(cells.n_obs, model.train_config))
@@ -113,8 +112,8 @@ def test_held_out_likelihood_is_better_than_that_of_the_mean_profile(name, bound
     assert elbo < bound * simple  # and -ELBO is above -log p(x), so the comparison is to the model's disadvantage
 
 
-# measured: 0.923, 0.911, 0.843, 0.850
-@pytest.mark.parametrize(("name", "bound"), [("worm", 0.87), ("kang", 0.86), ("mixture", 0.75), ("paul", 0.79)])
+# measured: 0.929 to 0.939; 0.905 to 0.911; 0.814 to 0.829; 0.832 to 0.853
+@pytest.mark.parametrize(("name", "bound"), [("worm", 0.89), ("kang", 0.87), ("mixture", 0.77), ("paul", 0.8)])
 def test_cell_types_lie_together(name, bound):
     """The share of cells that have the commonest type of their 15 nearest neighbours, themselves left out."""
     cells, model = trained(name)
@@ -127,7 +126,8 @@ def test_cell_types_lie_together(name, bound):
     assert accuracy > bound
 
 
-# measured fold changes: 12 to 18 and 10 to 23; of the cells' own counts 62 to 138 and 20 to 78
+# measured fold changes: ISG15 10 to 30, IFI6 7 to 32, ACTB 0.5 to 0.9; between the counts of donor 101's control and
+# stimulated cells: 62 to 138, 20 to 78, 0.4 to 1.0
 @pytest.mark.filterwarnings("ignore::scdecode.errors.SupportWarning")
 @pytest.mark.parametrize("donor", ["101", "107"])
 def test_control_cells_decoded_as_stimulated_show_the_interferon_response(donor):
@@ -140,12 +140,12 @@ def test_control_cells_decoded_as_stimulated_show_the_interferon_response(donor)
         before, after = (model.decode(latent, batch=f"{group}{donor}", genes=genes).X for group in ("ctrl", "stim"))
         assert (after[:, :2] > before[:, :2]).all(axis=1).mean() > 0.99, cell_type
         fold = after.mean(axis=0) / before.mean(axis=0)
-        print(f"{donor} {cell_type}: {dict(zip(genes, fold.round(1).tolist(), strict=True))}")
+        print(f"{donor} {cell_type}: {dict(zip(genes, fold.astype(float).round(1).tolist(), strict=True))}")
         assert (fold[:2] > 4).all(), cell_type
-        assert 0.3 < fold[2] < 2, cell_type
+        assert 0.3 < fold[2] < 1.5, cell_type
 
 
-# measured: 0.97 to 0.99 with its own line, at most 0.91 with another
+# measured: 0.953 to 0.989 with its own line, 0.76 to 0.94 with another
 @pytest.mark.filterwarnings("ignore::scdecode.errors.SupportWarning")
 @pytest.mark.parametrize("protocol", ["RNAmix_celseq2", "RNAmix_sortseq"])
 def test_a_pure_line_decodes_to_its_own_profile(protocol):
@@ -161,5 +161,5 @@ def test_a_pure_line_decodes_to_its_own_profile(protocol):
     decoded = np.log1p(model.decode(np.stack(medoids), batch=protocol, library_size=1e4).X)
     correlation = np.corrcoef(decoded, np.stack(profiles))[:3, 3:]
     print(f"{protocol}: decoded lines (rows) with measured lines (columns)\n{correlation.round(3)}")
-    assert (np.diag(correlation) > 0.95).all()
+    assert (np.diag(correlation) > 0.93).all()
     assert (correlation.argmax(axis=1) == np.arange(3)).all()

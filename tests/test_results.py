@@ -199,9 +199,16 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("said", ["plain", "counts", "spread"])
-@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, MemoryError])
-@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize(
+    ("said", "error", "there"),
+    [
+        ("plain", Stop, True),
+        ("counts", KeyboardInterrupt, True),
+        ("spread", MemoryError, True),
+        ("plain", KeyboardInterrupt, False),
+        ("counts", Stop, False),
+    ],
+)
 def test_broken_off(model, z, tmp_path, kind, said, error, there):
     out = tmp_path / f"x.{kind}"
     if there:
@@ -295,7 +302,7 @@ z = z[np.argsort(np.abs(model.support(z) - 50))[:1]]
 many = z + np.random.default_rng(0).normal(size=(2000, 4)) / 1000  # no two alike, which zarr would compress away
 for limit, kinds, saids in (
     (4_000, ("h5ad", "zarr"), ({"quantity": "counts"},)),
-    (500_000, ("h5ad",), ({}, {"quantity": "counts"}, {"spread": 0.1, "n_samples": 2})),
+    (200_000, ("h5ad",), ({}, {"quantity": "counts"}, {"spread": 0.1, "n_samples": 2})),
 ):
     for kind in kinds:
         for said in saids:
@@ -381,8 +388,8 @@ def peak():
 genes = list(model.schema.genes[:1000])
 wanted = {
     "h5ad": (40_000, {"out": f"{folder}/x.h5ad"}),
-    "zarr": (40_000, {"out": f"{folder}/x.zarr"}),
-    "counts": (15_000, {"out": f"{folder}/y.h5ad", "quantity": "counts", "library_size": 3000}),
+    "zarr": (20_000, {"out": f"{folder}/x.zarr"}),
+    "counts": (10_000, {"out": f"{folder}/y.h5ad", "quantity": "counts", "library_size": 1e4}),
     "spread": (15_000, {"out": f"{folder}/z.h5ad", "spread": 0.1, "n_samples": 2, "genes": genes}),
 }
 few, many = {}, {}
@@ -395,9 +402,10 @@ print(json.dumps([few, many]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no getrusage")
 def test_peak_memory_does_not_grow_with_the_points(tmp_path):
-    """40,000 points x 2,000 genes are 320 MB, and so are 15,000 points with all their error bars."""
+    """40,000 points x 2,000 genes are 320 MB, and what else is written is of 100 MB or more."""
     model = make_model(make_adata(60, 2000), epochs=1, n_hidden=4)
     model.save(tmp_path / "model")
     done = run_python(PEAKS, tmp_path)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_models import make_adata, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import make_adata, make_model
 
 from scdecode.errors import NotTrainedError, PointsError, SupportWarning
 from scdecode.support import FAR, make_support

@@ -91,6 +91,20 @@ def test_the_random_numbers_of_the_program_change_nothing():
     assert same(weights(one), weights(trained()))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_on_a_gpu():
+    states = [torch.get_rng_state(), torch.cuda.get_rng_state()]
+    one, other = (make_model(make_adata(), epochs=0) for _ in range(2))
+    for model in (one, other):
+        model.train(2, device="cuda", progress=False)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert torch.equal(torch.cuda.get_rng_state(), states[1])
+    assert all(tensor.device.type == "cpu" for tensor in one.vae.state_dict().values())
+    for name, tensor in one.vae.state_dict().items():
+        torch.testing.assert_close(tensor, other.vae.state_dict()[name])
+    np.testing.assert_allclose(one.history[LOSSES], trained(2).history[LOSSES], rtol=0.02)
+
+
 # -- what is trained on ------------------------------------------------------------------------------------------------
 
 

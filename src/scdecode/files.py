@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scdecode.errors import OutputError
+from scdecode.errors import OutputError, listing
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota of this kind
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -33,7 +33,7 @@ def replacing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     ------
     OutputError
         Where the folder cannot be written, the disk is full, or ``path`` is there and is not to be replaced; also
-        where it is a folder and the result is a file.
+        where it is a folder and the result is a file, or a folder that holds what the result does not replace.
     """
     target = Path(os.path.realpath(path))
     temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp{target.suffix}"
@@ -42,8 +42,8 @@ def replacing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
             raise OutputError(f"{path}: it is there already; choose another name, or pass overwrite=True")
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if target.is_dir() and not temporary.is_dir():
-            raise OutputError(f"{path}: it is a folder, the name of a file was expected")
+        if target.is_dir():
+            _check_nothing_is_lost(path, temporary, target)
         _swap(temporary, target)
     except OSError as error:
         if isinstance(error, OutputError):
@@ -51,6 +51,18 @@ def replacing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
         raise OutputError(_reason(path, error)) from error
     finally:
         _remove(temporary)
+
+
+def _check_nothing_is_lost(path: str | Path, temporary: Path, target: Path) -> None:
+    """Raise :class:`OutputError` where a folder holds anything that is not replaced by its like."""
+    if not temporary.is_dir():
+        raise OutputError(f"{path}: it is a folder, the name of a file was expected")
+    lost = sorted({p.name for p in target.iterdir()} - {p.name for p in temporary.iterdir()} - {".DS_Store"})
+    if lost:
+        raise OutputError(
+            f"{path}: it holds {listing(lost, 5)}, which replacing it would remove; nothing was changed; choose the "
+            "name of a folder that is not there yet"
+        )
 
 
 def _swap(temporary: Path, path: Path) -> None:

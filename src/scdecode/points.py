@@ -69,7 +69,7 @@ def read_points(
         The model's k.
     spread
         Of the points: one standard deviation, ``(..., k)`` standard deviations or ``(..., k, k)`` covariances; by
-        default that of the distribution or the trajectory, or none.
+        default that of the distribution or the trajectory, or none; False for none in any case.
     use_rep
         The entry of ``obsm`` that has the points, for an AnnData; by default ``"X_scVI"``.
     simplex
@@ -80,7 +80,7 @@ def read_points(
     PointsError
         For a wrong width, no points, NaN or infinite values, or a spread that does not fit.
     """
-    names = time = None
+    names = time = own = None
     if use_rep is not None and not isinstance(points, AnnData):
         raise PointsError(f"use_rep: {use_rep!r} came, but the points are {type(points).__name__} and no AnnData")
     if isinstance(points, AnnData):
@@ -88,11 +88,18 @@ def read_points(
     elif isinstance(points, pd.DataFrame):
         names = points.index
     elif isinstance(points, Distribution):
-        points, given = _moments(points)
-        spread = given if spread is None else spread
+        if simplex:
+            raise PointsError(
+                "points: a distribution came, but latent points of a model with latent_distribution='ln' sum to one, "
+                "as no normal does (a posterior is that of z before its softmax); pass points: "
+                "model.get_latent_representation(adata), or its draws with n_samples=..."
+            )
+        points, own = _moments(points)
     elif isinstance(points, Path):
-        spread = points.spread if spread is None else spread
-        time, points = points.time, points.points
+        own, time, points = points.spread, points.time, points.points
+    if spread is True and own is None:
+        raise PointsError("spread: True came, but the points have none of their own; pass standard deviations")
+    spread = own if spread is None or spread is True else None if spread is False else spread
     array = _to_array(points, "points")
     if array.ndim == 0 or array.shape[-1] != n_latent:
         turned = array.ndim == 2 and array.shape[0] == n_latent

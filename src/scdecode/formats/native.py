@@ -33,7 +33,6 @@ from scdecode.errors import (
     ForeignModelError,
     FormatError,
     NewerFormatError,
-    OutputError,
     listing,
 )
 from scdecode.files import replacing, sha256
@@ -74,18 +73,12 @@ def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> N
         Where it cannot be written, is there already and ``overwrite`` is not asked for, or holds other files too.
     """
     path = Path(path)
-    there = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
-    others = [name for name in there if name not in (_MANIFEST, _WEIGHTS, _REFERENCE, ".DS_Store")]
-    if others and overwrite:
-        raise OutputError(
-            f"{path}: it holds {listing(others, 5)}, which replacing it would remove; choose a directory of its own "
-            f"for the model, for example {path / 'model'}"
-        )
+    empty = path.is_dir() and not any(path.iterdir())
     reference = {
         field.name: np.ascontiguousarray(getattr(model.reference, field.name))
         for field in dataclasses.fields(Reference)
     }
-    with replacing(path, overwrite=overwrite or (path.is_dir() and not there)) as folder:
+    with replacing(path, overwrite=overwrite or empty) as folder:
         folder.mkdir()
         # not with save_file, which has an error of its own for a full disk
         weights = {name: t.contiguous() for name, t in model.vae.state_dict().items()}
