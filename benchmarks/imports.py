@@ -16,7 +16,7 @@ CODE = "import time; start = time.perf_counter(); import {}; print(time.perf_cou
 
 def measure(*, quick: bool) -> Section:
     sides = {name: child(CODE.format(name)) for name in ("scdecode", "torch, anndata", "scvi")}
-    found = alternate(sides, 3 if quick else 15)
+    found = alternate(sides, 3 if quick else 11)
     ours = found["scdecode"]
     rows = [
         Row("import scdecode", "s", ours, found["torch, anndata"], "import torch, anndata", at_most=1.2),

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import peer
-from children import child
+from children import run_child
 from counts import make_counts
 from report import Row, Section
-from timing import alternate
+from timing import Figure
 
 CASES = ((2_000, 20_000), (20_000, 5_000))  # genes, cells
 
@@ -23,8 +23,8 @@ METHOD = (
 COMMON = """
 import gc, sys
 from pathlib import Path
-folder, what = Path(sys.argv[1]), sys.argv[2]
-sys.path.insert(0, sys.argv[3])
+folder = Path(sys.argv[1])
+sys.path.insert(0, sys.argv[2])
 
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -42,7 +42,7 @@ def run(setup_and_train):
     before = status("VmRSS")
     setup_and_train(cells)
     peak = status("VmHWM")
-    print(peak - before if what == "above" else peak - size)
+    print(peak - before, peak - size)
 """
 OURS = (
     COMMON
@@ -70,21 +70,20 @@ run(work)
 
 def measure(*, quick: bool) -> Section:
     rows = []
+    here = str(Path(__file__).parent)
     for n_genes, n_cells in CASES:
         n_cells = n_cells // 10 if quick else n_cells
         counts = make_counts(n_cells, n_genes)
+        ours, theirs = [], []
         with tempfile.TemporaryDirectory() as folder:
             for name in ("data", "indices", "indptr", "shape"):
                 np.save(Path(folder) / f"{name}.npy", getattr(counts, name))
-            here = str(Path(__file__).parent)
-            sides = {
-                (whose, what): child(code, folder, what, here)
-                for what in ("above", "whole")
-                for whose, code in (("ours", OURS), ("theirs", THEIRS))
-            }
-            found = alternate(sides, 1 if quick else 3)
+            for _ in range(1 if quick else 3):
+                ours.append(run_child(OURS, folder, here))
+                theirs.append(run_child(THEIRS, folder, here))
         size = (counts.data.nbytes + counts.indices.nbytes + counts.indptr.nbytes) / 2**20
-        for what, words in (("above", "above data and code"), ("whole", "whole process less the data")):
+        for i, words in enumerate(("above data and code", "whole process less the data")):
             name = f"{words}: nb, {n_genes:,} genes, {n_cells:,} cells ({size:,.0f} MiB)"
-            rows.append(Row(name, "MiB", found["ours", what], found["theirs", what], peer.NAME, at_most=1.0))
+            figures = [Figure(tuple(numbers[i] for numbers in side)) for side in (ours, theirs)]
+            rows.append(Row(name, "MiB", *figures, peer.NAME, at_most=1.0))
     return Section("Peak memory of training", rows, METHOD)

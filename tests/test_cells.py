@@ -707,6 +707,7 @@ def test_some_of_the_cells(adata, expected, model):
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:Element '/.*' was written without encoding metadata")
 def test_files_that_are_no_anndata(adata, tmp_path):
     import h5py
     import zarr

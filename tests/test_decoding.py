@@ -170,6 +170,24 @@ def test_training_mode_comes_back_after_an_error(model, z):
         model.vae.eval()
 
 
+def test_decoding_between_two_epochs():
+    """A second training that looks at its own progress is the same as one that does not."""
+    weights = []
+    for looks in (False, True):
+        model = make_model(make_adata(150, 15), epochs=1)
+        z = typical(model, 3)
+
+        def look(*_, model=model, z=z):
+            before = model.vae.training
+            model.decode(z, quantity="counts", spread=0.1, n_samples=2)
+            assert model.vae.training == before
+
+        torch.manual_seed(0)
+        model.train(2, device="cpu", progress=False, on_epoch=look if looks else None)
+        weights.append(torch.cat([value.double().ravel() for value in model.vae.state_dict().values()]))
+    assert torch.equal(*weights)
+
+
 @pytest.mark.parametrize("quantity", ["rate", "counts"])
 def test_nothing_outside_is_touched(full_model, z_full, quantity):
     weights = {name: value.clone() for name, value in full_model.vae.state_dict().items()}

@@ -34,6 +34,9 @@ from scdecode.schema import Category, Columns, Schema, tabulate_conditions
 SETUP_KEY = "scdecode_setup"
 """Where in ``uns`` :func:`setup_anndata` notes the names of the columns."""
 
+# what h5py, zarr and their codecs raise on a damaged or a foreign file
+_UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, EOFError)
+
 UNREAD = -1
 """The code of a condition that was neither needed nor there; as an index it fails, so it cannot pass for a level."""
 
@@ -71,7 +74,7 @@ def open_anndata(path: str | Path) -> AnnData:
         raise InputError(f"{path}: there is no such file; an .h5ad file or a .zarr store was expected")
     try:
         return anndata.io.read_zarr(path) if path.is_dir() else anndata.io.read_h5ad(path)
-    except Exception as error:  # h5py, zarr and their codecs raise a dozen kinds on a damaged or a foreign file
+    except _UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{path}: it cannot be read as an AnnData ({reason}); an .h5ad or .zarr was expected"

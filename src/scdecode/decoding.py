@@ -114,6 +114,7 @@ def decode_tiles(
 
 
 def _tiles(vae: VAE, points: Points, conditions: Conditions, request: Request, device: torch.device) -> Iterator[Tile]:
+    home = next(vae.parameters()).device  # not the CPU where it is decoded between two epochs on a GPU
     vae.to(device)
     try:
         genes = None if request.genes is None else torch.tensor(request.genes, device=device)
@@ -125,7 +126,7 @@ def _tiles(vae: VAE, points: Points, conditions: Conditions, request: Request, d
                 tile = _decode_rows(vae, points, rows, conditions, request, genes, generator, device)
             yield tile
     finally:
-        vae.to("cpu")
+        vae.to(home)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ Every message has four parts: the place, what came, what was expected, and what 
 from __future__ import annotations
 
 import difflib
+import numbers
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -163,7 +164,7 @@ def check_choice(place: str, value: Any, choices: Sequence[str]) -> None:
 
 def check_integer(place: str, value: Any, minimum: int) -> None:
     """Raise :class:`ConfigError` unless ``value`` is a whole number of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
         raise ConfigError(f"{place}: {value!r} came, a whole number of at least {minimum} was expected")
 
 
@@ -171,7 +172,7 @@ def check_number(
     place: str, value: Any, minimum: float, maximum: float = float("inf"), *, open_minimum: bool = False
 ) -> None:
     """Raise :class:`ConfigError` unless ``value`` lies between ``minimum`` and ``maximum``."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not (number and (value > minimum if open_minimum else value >= minimum) and value <= maximum):
         above = f"above {minimum}" if open_minimum else f"of at least {minimum}"
         below = "" if maximum == float("inf") else f" and at most {maximum}"

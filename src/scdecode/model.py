@@ -17,7 +17,7 @@ from torch.distributions import Normal
 
 from scdecode import config as configs
 from scdecode import expression
-from scdecode.cells import Cells, check_cells, read_cells, read_training_cells, setup_anndata
+from scdecode.cells import Cells, check_cells, check_unchanged, read_cells, read_training_cells, setup_anndata
 from scdecode.config import (
     BatchRepresentation,
     Dispersion,
@@ -36,7 +36,7 @@ from scdecode.progress import training_progress
 from scdecode.reference import Reference, make_reference
 from scdecode.schema import Columns, Schema
 from scdecode.support import Support, make_support
-from scdecode.training import OnEpoch, fit
+from scdecode.training import History, OnEpoch, fit
 from scdecode.vae import VAE
 
 
@@ -240,15 +240,27 @@ class SCVI:
                     on_epoch(done, total, row)
 
             result = fit(
-                self.vae, self._cells, config, device=choose_device(device), on_epoch=tell, checkpoint=checkpoint
+                self.vae,
+                self._cells,
+                config,
+                device=choose_device(device),
+                on_epoch=tell,
+                checkpoint=checkpoint,
+                on_failure=lambda history: self._adopt(history, config),
             )
+        self._adopt(result, config)
+        if result.ending == "interrupted":
+            warn(f"train: interrupted; the model has the weights of epoch {len(result.table)}", TrainingWarning)
+
+    def _adopt(self, result: History, config: TrainConfig) -> None:
+        """Take over how a training went, with new reference latents; however it ended, the weights are new."""
+        assert self._cells is not None, "only a model with cells is trained"
+        before = self._history.iloc[: 0 if result.resumed else None]  # a resumed training tells of its first epochs too
         self.train_config = config
-        self._history = pd.concat([self._history, result.table], ignore_index=True).rename_axis(index="epoch")
+        self._history = pd.concat([before, result.table], ignore_index=True).rename_axis(index="epoch")
         self._ending = result.ending
         self._reference = make_reference(self.vae, self._cells, result.split.train, config.seed)
         self._support = None
-        if result.ending == "interrupted":
-            warn(f"train: interrupted; the model has the weights of epoch {len(result.table)}", TrainingWarning)
 
     @property
     def is_trained(self) -> bool:
@@ -316,7 +328,7 @@ class SCVI:
         seed
             Of the draws.
         """
-        posterior = self._posterior(adata, indices, batch_size or 1024, device)
+        posterior = self._posterior(adata, indices, 1024 if batch_size is None else batch_size, device)
         if n_samples is not None:
             return latent_draws(posterior, self.config, n_samples, seed=seed)
         if give_mean:
@@ -325,14 +337,12 @@ class SCVI:
 
     def _posterior(self, adata: AnnData | None, indices: Any, batch_size: int, device: str) -> Posterior:
         self.reference()  # an untrained model is an error
-        rows = None if indices is None else np.asarray(indices)
-        if rows is not None and rows.dtype == bool:
-            rows = np.flatnonzero(rows)
         if adata is not None:
-            cells = read_cells(adata, self.schema, need_conditions=self.config.encode_covariates, indices=rows)
+            cells = read_cells(adata, self.schema, need_conditions=self.config.encode_covariates, indices=indices)
             _check(cells, self.config)
         elif self._cells is not None:
-            cells = self._cells if rows is None else self._cells.at(rows)
+            check_unchanged(self._cells)
+            cells = self._cells if indices is None else self._cells.at(indices)
         else:
             raise InputError("adata: none came, and a model that was opened from files has no cells; pass an AnnData")
         return encode(self.vae, cells, batch_size=batch_size, device=choose_device(device))
@@ -412,7 +422,7 @@ class SCVI:
             "training": dataclasses.asdict(self.train_config),
             "epochs": len(self._history),
             "ending": self._ending,
-            "last_epoch": {str(key): float(value) for key, value in last.iloc[0].items()} if len(last) else {},
+            "last_epoch": {str(key): float(value) for key, value in last.iloc[0].dropna().items()} if len(last) else {},
             "n_reference": 0 if self._reference is None else len(self._reference.latent_rk),
         }
 
@@ -455,5 +465,6 @@ def _library_prior(cells: Cells, n_batches: int) -> tuple[Tensor, Tensor]:
         library = cells.library_n[(cells.codes_nc[:, 0] == batch) & (cells.library_n > 0)]
         if len(library):
             logs = np.log(library.astype(np.float64))
-            mean[batch], variance[batch] = float(logs.mean()), float(logs.var())
+            # a batch of equal totals has no variance, and its prior would have no density
+            mean[batch], variance[batch] = float(logs.mean()), max(float(logs.var()), 1e-4)
     return mean, variance

@@ -40,6 +40,8 @@ class History:
     ending: str
     """``"finished"``, ``"early stopping"``, ``"interrupted"`` or ``"failed"``."""
     split: Split
+    resumed: bool
+    """Whether the first epochs are those of a checkpoint."""
 
 
 @dataclass
@@ -116,7 +118,7 @@ def fit(
     n_epochs = config.epochs(len(cells))
     identity = {} if checkpoint is None else _identity(vae, cells, config)
     run, whole = _Run(), _snapshot(vae)
-    ending, failure = "finished", None
+    ending, resumed = "failed", False  # until it is known otherwise
     try:
         vae.to(device).requires_grad_(True)
         optimizer = torch.optim.Adam(
@@ -125,7 +127,7 @@ def fit(
         if checkpoint is not None:
             if Path(checkpoint).exists():
                 _restore(read_checkpoint(checkpoint, identity), vae, optimizer, run)
-                whole = _snapshot(vae)
+                whole, resumed = _snapshot(vae), True
             if len(run.rows) > n_epochs:
                 warn(
                     f"train: {checkpoint} has {len(run.rows)} epochs, more than the {n_epochs} asked for, and the "
@@ -133,10 +135,7 @@ def fit(
                     TrainingWarning,
                 )
             write_checkpoint(checkpoint, _state(vae, optimizer, run, identity))  # a full disk is best known now
-        while len(run.rows) < n_epochs:
-            if run.stops_early(config):
-                ending = "early stopping"
-                break
+        while len(run.rows) < n_epochs and not run.stops_early(config):
             row = _epoch(vae, optimizer, cells, split, config, len(run.rows), device)
             run.record(row, config)
             whole = _snapshot(vae)
@@ -144,23 +143,20 @@ def fit(
                 _keep(checkpoint, _state(vae, optimizer, run, identity))
             if on_epoch is not None:
                 on_epoch(len(run.rows), n_epochs, row)
+        ending = "finished" if len(run.rows) >= n_epochs else "early stopping"
     except KeyboardInterrupt:
         if not run.rows:
             raise
         ending = "interrupted"
-    except Exception as error:
-        if not run.rows or on_failure is None:
-            raise
-        ending, failure = "failed", error
     finally:
         vae.load_state_dict(whole)
-        vae.zero_grad()  # or it would stay in memory
         vae.to("cpu").eval().requires_grad_(False)  # only training changes the weights
-    table = pd.DataFrame(run.rows, index=pd.RangeIndex(len(run.rows), name="epoch"))
-    history = History(table=table, ending=ending, split=split)
-    if failure is not None and on_failure is not None:
-        on_failure(history)
-        raise failure
+        vae.zero_grad(set_to_none=True)
+        history = History(
+            pd.DataFrame(run.rows, index=pd.RangeIndex(len(run.rows), name="epoch")), ending, split, resumed
+        )
+        if ending == "failed" and run.rows and on_failure is not None:
+            on_failure(history)
     return history
 
 
