@@ -13,7 +13,7 @@ from small_models import make_adata, make_model
 from torch.distributions import Independent, Normal
 
 import scdecode as sd
-from scdecode.decoding import DEFAULT_DRAWS, make_request
+from scdecode.decoding import DEFAULT_DRAWS, even_normals, make_request
 from scdecode.errors import ConfigError, InputError, PointsError
 from scdecode.points import draw, read_points
 
@@ -418,9 +418,8 @@ def test_draws_against_numpy(full_model, z_full):
     spread = np.abs(z_full) * 0.3 + 0.05
     n = 31
     expression = full_model.decode(z_full, spread=spread, n_samples=n, seed=11, chunk_size=4, **SAID)
-    generators = {start: torch.Generator().manual_seed(11 * 1_000_003 + start) for start in (0, 4)}
     points = read_points(z_full, 4, spread=spread)
-    latents = torch.cat([draw(points, slice(s, min(s + 4, 6)), n, g) for s, g in generators.items()], dim=1)
+    latents = draw(points, slice(0, 6), even_normals(n, 4, seed=11).unsqueeze(1))
     decoded = full_model.distribution(latents.reshape(-1, 4), library_size=1e4, **SAID).mu
     decoded = decoded.reshape(n, 6, 40).numpy().astype(float)
     np.testing.assert_allclose(expression.X, decoded.mean(axis=0), rtol=1e-4)
@@ -477,12 +476,42 @@ def test_seeds(model, z):
     assert values(seed=2**70).shape == (12, 40)
 
 
-def test_draws_differ_between_points_and_tiles(model, z):
+def test_counts_differ_between_points_and_tiles(model, z):
     same = np.repeat(z[:1], 8, axis=0)
-    drawn = model.decode(same, spread=0.4, n_samples=3, chunk_size=3, **FIXED).X
-    assert len(np.unique(drawn, axis=0)) == 8
     counts = model.decode(same, quantity="counts", chunk_size=3, **FIXED).X.toarray()
     assert len(np.unique(counts, axis=0)) == 8
+    spread = model.decode(same, quantity="counts", spread=2.0, chunk_size=3, library_size=1e6, **FIXED).X.toarray()
+    assert len(np.unique(spread, axis=0)) == 8
+
+
+def test_summaries_of_draws_do_not_depend_on_the_tiles(model, z):
+    whole = model.decode(z, spread=0.4, n_samples=20, chunk_size=12, **FIXED)
+    cut = model.decode(z, spread=0.4, n_samples=20, chunk_size=5, **FIXED)
+    for name in (None, *whole.layers):
+        np.testing.assert_allclose(cut.to_df(layer=name), whole.to_df(layer=name), rtol=1e-5, atol=1e-5)
+
+
+def test_draws_are_standard_normal_and_more_even_than_chance():
+    noise = even_normals(512, 5, seed=3).numpy()
+    assert noise.shape == (512, 5)
+    assert np.isfinite(noise).all()
+    assert np.abs(noise.mean(axis=0)).max() < 0.01  # by chance: 1 / sqrt(512) = 0.044
+    np.testing.assert_allclose(np.cov(noise.T), np.eye(5), atol=0.05)
+    np.testing.assert_array_equal(noise, even_normals(512, 5, seed=3).numpy())
+    assert not np.array_equal(noise, even_normals(512, 5, seed=4).numpy())
+
+
+@pytest.mark.filterwarnings("ignore:points:scdecode.errors.SupportWarning")
+def test_few_draws_are_as_good_as_many_by_chance(model, z):
+    truth = model.decode(z, spread=0.8, n_samples=16_384, genes=list(model.schema.genes[:5]), **FIXED).X
+    few = [model.decode(z, spread=0.8, seed=seed, genes=list(model.schema.genes[:5]), **FIXED).X for seed in range(4)]
+    generator = torch.Generator().manual_seed(0)
+    by_chance = []
+    for _ in range(4):
+        moved = torch.tensor(z) + 0.8 * torch.randn(DEFAULT_DRAWS, *z.shape, generator=generator)
+        by_chance.append(model.decode(moved, genes=list(model.schema.genes[:5]), **FIXED).X.reshape(-1, 12, 5).mean(0))
+    error, chance = (np.sqrt(np.mean((np.array(values) - truth) ** 2)) for values in (few, by_chance))
+    assert error < chance / 2
 
 
 def test_spread_of_a_distribution(model, adata):
@@ -625,7 +654,7 @@ def test_log_prob_of_a_mixture_is_that_of_its_parts(full_model, z_full):
 def test_a_mixture_of_one_has_nothing_of_the_others():
     """Points with fewer combinations than others: what fills up their mixture has no weight, in the tails neither."""
     adata = make_adata(150, 12)
-    may_be_male = (adata.obs["batch"] != "batch_1") & (np.arange(150) % 2 == 0)
+    may_be_male = (adata.obs["batch"] != "batch_3") & (np.arange(150) % 2 == 0)
     adata.obs["sex"] = np.where(may_be_male, "male", "female")
     setup = {"batch_key": "batch", "categorical_covariate_keys": ["sex"]}
     model = make_model(adata, setup=setup, epochs=1)
@@ -634,13 +663,13 @@ def test_a_mixture_of_one_has_nothing_of_the_others():
         for layer in model.vae.decoder.mlp.layers:
             layer.linear.weight[:, 4:] *= 30
     z = torch.tensor(typical(model, 2))
-    batch = np.array(["batch_1", "batch_2"])  # one combination, and two
+    batch = np.array(["batch_3", "batch_2"])  # one combination, and two; what fills up is of batch 1
     mixture = model.distribution(z, batch=batch, library_size=1e5)
-    alone = model.distribution(z[:1], batch="batch_1", categorical={"sex": "female"}, library_size=1e5)
-    counts = model.distribution(z[:1], batch="batch_2", categorical={"sex": "male"}, library_size=1e5).mean.round()
+    alone = model.distribution(z[:1], batch="batch_3", categorical={"sex": "female"}, library_size=1e5)
+    counts = model.distribution(z[:1], batch="batch_1", categorical={"sex": "female"}, library_size=1e5).mean.round()
     expected = alone.log_prob(counts)
     assert expected.min() < -30  # the tails: a weight of 1e-7 would be worth -16
-    torch.testing.assert_close(mixture.log_prob(counts.expand(2, -1))[:1], expected)
+    torch.testing.assert_close(mixture.log_prob(counts.expand(2, -1))[:1], expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(mixture.mean[:1], alone.mean)
     assert torch.isfinite(mixture.variance).all()
     z.requires_grad_(True)

@@ -1,6 +1,6 @@
 """What goes wrong when people call a decoder by hand: the first table of the design, a test for each row.
 
-Each is named after what they do; its docstring has what they get from ``module.generative(...)`` and what they get here.
+Each is named after what they do; its docstring has what they get from ``module.generative(...)``, and what here.
 """
 
 from __future__ import annotations

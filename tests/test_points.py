@@ -392,32 +392,38 @@ def test_draws_have_the_given_moments():
     n = 40_000
     generator = torch.Generator().manual_seed(1)
     read = read_points(Z, K, spread=COVARIANCE)
-    drawn = draw(read, slice(1, 3), n, generator).numpy()
+    drawn = draw(read, slice(1, 3), torch.randn(n, 2, K, generator=generator)).numpy()
     assert drawn.shape == (n, 2, K)
     for i in (0, 1):
         # five standard errors: sqrt(var / n) of a mean, at most sqrt(2) var / sqrt(n) of a covariance, with var <= 2
         np.testing.assert_allclose(drawn[:, i].mean(axis=0), Z[1 + i], atol=5 * math.sqrt(2 / n))
         np.testing.assert_allclose(np.cov(drawn[:, i].T), COVARIANCE, atol=5 * math.sqrt(2) * 2 / math.sqrt(n))
     read = read_points(Z, K, spread=np.broadcast_to([0.0, 1.0, 3.0], (4, K)))
-    drawn = draw(read, slice(0, 4), n, generator).numpy()
+    drawn = draw(read, slice(0, 4), torch.randn(n, 4, K, generator=generator)).numpy()
     np.testing.assert_array_equal(drawn[..., 0], np.broadcast_to(Z[:, 0].astype(np.float32), (n, 4)))
     # of a standard deviation: sd / sqrt(2 n)
     np.testing.assert_allclose(drawn.std(axis=0)[:, 1:], [[1.0, 3.0]] * 4, rtol=5 / math.sqrt(2 * n))
 
 
 def test_points_without_a_spread_are_drawn_as_they_are():
-    drawn = draw(read_points(Z, K), slice(0, 2), 5, torch.Generator())
+    drawn = draw(read_points(Z, K), slice(0, 2), torch.randn(5, 2, K))
     np.testing.assert_array_equal(drawn.numpy(), np.broadcast_to(Z[:2].astype(np.float32), (5, 2, K)))
 
 
-def test_draws_do_not_depend_on_torchs_defaults():
+def test_one_noise_moves_every_point_alike():
     read = read_points(Z, K, spread=COVARIANCE)
-    usual = draw(read, slice(0, 4), 3, torch.Generator().manual_seed(0))
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert torch.equal(draw(read, slice(0, 4), 3, torch.Generator().manual_seed(0)), usual)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    noise = torch.randn(5, 1, K)
+    moved = draw(read, slice(0, 4), noise) - read.z_nk
+    np.testing.assert_allclose(moved, np.broadcast_to(moved[:, :1], moved.shape), atol=1e-6)
+    assert torch.allclose(draw(read, slice(0, 4), noise.expand(5, 4, K)), draw(read, slice(0, 4), noise))
+
+
+def test_near_covariances_have_near_factors():
+    """Or else one noise would move two neighbours on a path apart: eigenvectors change their sign at will."""
+    steps = np.linspace(0, 1, 50)[:, None, None]
+    read = read_points(np.zeros((50, K)), K, spread=(1 - steps) * COVARIANCE + steps * np.diag([1.0, 2.0, 3.0]))
+    assert read.factors.diff(dim=0).abs().max() < 0.05
+    np.testing.assert_allclose(read.factors @ read.factors.mT, read.spread, atol=1e-5)
 
 
 # -- through the model

@@ -85,6 +85,8 @@ def test_files_equal_memory(model, z, tmp_path, kind, said):
     for name in expected.layers:
         np.testing.assert_array_equal(opened.layers[name][:], expected.layers[name])
     assert_equal(opened.to_memory(), expected)
+    if kind == "h5ad":
+        assert_equal(ad.io.read_h5ad(out, backed="r").to_memory(), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

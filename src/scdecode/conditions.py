@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -100,8 +101,10 @@ def resolve(
         For an unknown name, a wrong length, a value that is missing, or a weight or library size that is no positive
         number.
     """
-    if isinstance(max_conditions, bool) or not isinstance(max_conditions, int) or max_conditions < 1:
-        raise ConditionError(f"max_conditions: {max_conditions!r} came, a whole number of at least 1 was expected")
+    asked: Any = max_conditions
+    if isinstance(asked, bool) or not isinstance(asked, Integral) or asked < 1:
+        raise ConditionError(f"max_conditions: {asked!r} came, a whole number of at least 1 was expected")
+    max_conditions = int(asked)
     said = _read_categories(schema, n_points, batch, labels, categorical)
     numbers = _read_numbers(schema, n_points, continuous)
     if labels is not None and not label_matters:

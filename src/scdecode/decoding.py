@@ -22,7 +22,7 @@ from scdecode.points import Points, draw
 from scdecode.vae import VAE
 
 QUANTITIES = ("rate", "scale", "mean", "counts")
-DEFAULT_DRAWS = 100
+DEFAULT_DRAWS = 128  # a power of two, at which a Sobol net is balanced
 QUANTILES = {"q05": 0.05, "q95": 0.95}
 
 _TILE_BYTES = 4 * 2**20  # of one tile of the result: it is written and read a few times, so it should stay in the cache
@@ -92,7 +92,9 @@ def make_request(
     if seed is not None:
         check_integer("seed", seed, minimum=0)
     assert width > 0, "the genes were checked"
-    return Request(quantity, genes, n_samples, 0 if seed is None else seed, chunk_size)
+    # as Python's own numbers, since they are written down
+    n_samples = None if n_samples is None else int(n_samples)
+    return Request(quantity, genes, n_samples, 0 if seed is None else int(seed), int(chunk_size))
 
 
 def decode_tiles(
@@ -120,7 +122,7 @@ def _tiles(vae: VAE, points: Points, conditions: Conditions, request: Request, d
         genes = None if request.genes is None else torch.tensor(request.genes, device=device)
         for start in range(0, len(points), request.chunk_size):
             rows = slice(start, min(start + request.chunk_size, len(points)))
-            # a seed a tile: what is drawn for a tile does not depend on the tiles before it
+            # for counts, a seed a tile: what is drawn for a tile does not depend on the tiles before it
             generator = torch.Generator().manual_seed((request.seed * 1_000_003 + start) % 2**63)
             with torch.inference_mode(), _evaluating(vae):
                 tile = _decode_rows(vae, points, rows, conditions, request, genes, generator, device)
@@ -167,19 +169,35 @@ def _decode_rows(
     start, stop = rows.start, rows.stop
     if request.quantity == "counts":
         assert request.n_samples is not None, "settled by make_request"
-        z = draw(points, rows, request.n_samples, generator).to(device)
+        shape = (request.n_samples, stop - start, points.z_nk.shape[1])
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+        z = draw(points, rows, noise).to(device)
         values = _counts(vae, z, conditions, rows, genes, generator)
         return Tile(start, stop, values.transpose(0, 1).reshape(-1, values.shape[-1]).cpu().numpy(), {})
     if request.n_samples is None:
         values = averaged(vae, points.z_nk[rows].to(device), conditions, rows, request.quantity, genes)
         return Tile(start, stop, values.cpu().numpy(), {})
-    z = draw(points, rows, request.n_samples, generator).to(device)
+    noise = even_normals(request.n_samples, points.z_nk.shape[1], request.seed)
+    z = draw(points, rows, noise.unsqueeze(1)).to(device)
     draws = averaged(vae, z, conditions, rows, request.quantity, genes)
     ordered = draws.sort(dim=0).values
     layers = {"std": draws.std(dim=0, correction=0).cpu().numpy()}
     for name, q in QUANTILES.items():
         layers[name] = _quantile(ordered, q).cpu().numpy()
     return Tile(start, stop, draws.mean(dim=0).cpu().numpy(), layers)
+
+
+def even_normals(n_samples: int, n_dimensions: int, seed: int) -> Tensor:
+    """Standard normal draws, ``(n_samples, n_dimensions)``, spread more evenly than chance would: a scrambled Sobol net.
+
+    The same are used at every point, so that the error that is left moves all points of a path alike and its trends are
+    smooth, and so that a result does not depend on how its points are cut into tiles. (Owen 1998, Journal of Complexity
+    14:466, is the scrambling.)
+    """
+    engine = torch.quasirandom.SobolEngine(n_dimensions, scramble=True, seed=seed % 2**63)
+    # rounded to float32 first, as torch rounds the first point of the net to its default type, whatever that is
+    uniform = engine.draw(n_samples, dtype=torch.float64).float().double()
+    return torch.special.ndtri(uniform.clamp(2**-32, 1 - 2**-32)).float()
 
 
 def _quantile(ordered: Tensor, q: float) -> Tensor:

@@ -92,7 +92,7 @@ def decode(
         How far the latent points scatter: a standard deviation, ``(..., k)`` of them, or ``(..., k, k)``
         covariances. The result is then the mean over draws, with layers ``std``, ``q05`` and ``q95``.
     n_samples
-        Draws for the spread (by default 100), or of ``"counts"`` for each point (by default 1; the draws of a point
+        Draws for the spread (by default 128), or of ``"counts"`` for each point (by default 1; the draws of a point
         are rows side by side, numbered in ``obs``).
     seed
         Of the draws; None is 0.

@@ -79,8 +79,12 @@ def rows_of(order: np.ndarray, size: int, *, lone: bool = False) -> Iterator[np.
 def gather(cells: Cells, rows: np.ndarray | slice, device: torch.device) -> Minibatch:
     """The cells at ``rows`` as tensors; the counts become dense here and not before."""
     library_n = cells.library_n if cells.size_factor_n is None else cells.size_factor_n
+    some = cells.counts[rows]
+    # torch aligns what it allocates, numpy does not; and matrix products of another alignment round otherwise
+    x_ng = torch.empty(some.shape, dtype=torch.float32)
+    some.toarray(out=x_ng.numpy())
     return Minibatch(
-        x_ng=torch.from_numpy(cells.counts[rows].toarray()).to(device),
+        x_ng=x_ng.to(device),
         codes_nc=torch.from_numpy(cells.codes_nc[rows]).to(device),
         continuous_nd=torch.from_numpy(cells.continuous_nd[rows]).to(device),
         library_n1=torch.from_numpy(library_n[rows, None]).to(device),

@@ -233,8 +233,9 @@ def _read_spread(spread: Any, shape: tuple[int, ...], n_latent: int) -> tuple[np
     values, vectors = torch.linalg.eigh(torch.from_numpy(covariances).double())
     if (values < -1e-4 * values.amax(-1, keepdim=True).clamp(min=1e-6)).any():
         raise PointsError("spread: covariances came that have negative eigenvalues")
-    # any factor F with F F^T = the covariance will do; this one takes singular covariances too
-    return covariances, (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)).float()
+    # the symmetric square root: it takes singular covariances too, and it is continuous, so that one noise moves
+    # neighbouring points of a path alike
+    return covariances, ((vectors * values.clamp(min=0).sqrt().unsqueeze(-2)) @ vectors.mT).float()
 
 
 def _may_be_covariance(array: np.ndarray) -> bool:
@@ -242,11 +243,13 @@ def _may_be_covariance(array: np.ndarray) -> bool:
     return bool((array == array.T).all() and (array != array[0, 0]).any())
 
 
-def draw(points: Points, rows: slice, n_samples: int, generator: torch.Generator) -> Tensor:
-    """Draws around the points at ``rows``, ``(n_samples, n, k)``; the points themselves where they have no spread."""
+def draw(points: Points, rows: slice, noise: Tensor) -> Tensor:
+    """Draws around the points at ``rows``, ``(n_samples, n, k)``; the points themselves where they have no spread.
+
+    ``noise`` is standard normal, ``(n_samples, n, k)`` or ``(n_samples, 1, k)`` for the same at every point.
+    """
     z = points.z_nk[rows]
     if points.factors is None:
-        return z.expand(n_samples, *z.shape)
-    noise = torch.randn((n_samples, *z.shape), generator=generator, dtype=z.dtype, device=z.device)
+        return z.expand(len(noise), *z.shape)
     factors = points.factors[rows]
-    return z + (noise * factors if factors.dim() == 2 else torch.einsum("nij,snj->sni", factors, noise))
+    return z + (noise * factors if factors.dim() == 2 else (factors @ noise.unsqueeze(-1)).squeeze(-1))
