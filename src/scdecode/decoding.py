@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
 from scdecode.conditions import Conditions
+from scdecode.devices import seeded
 from scdecode.errors import InputError, PointsError, check_integer, unknown_name
 from scdecode.likelihoods import make_likelihood
 from scdecode.points import Points, draw
@@ -144,18 +145,6 @@ def _evaluating(vae: VAE) -> Iterator[None]:
             module.training = True
 
 
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """The global generators at a seed, since torch's gamma and Poisson draws know no other; put back afterwards."""
-    on_cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if on_cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
 def _decode_rows(
     vae: VAE,
     points: Points,
@@ -256,7 +245,7 @@ def _counts(
     group = slice(None) if conditions.group_n is None else conditions.group_n[rows]
     weights = torch.from_numpy(conditions.weights_gm[group]).expand(z_snk.shape[1], -1)
     log_library = library_sizes(conditions, rows, z_snk.device).log()
-    with _seeded(int(torch.randint(2**62, (1,), generator=generator, device="cpu")), z_snk.device):
+    with seeded(int(torch.randint(2**62, (1,), generator=generator, device="cpu")), z_snk.device):
         for z in z_snk.split(max(1, _TILE_BYTES // (4 * vae.n_genes * z_snk.shape[1]))):
             slot = torch.multinomial(weights, len(z), replacement=True).t() if conditions.n_slots > 1 else 0
             codes, continuous, _ = slot_inputs(conditions, rows, slot, z.device)

@@ -27,9 +27,9 @@ from scdecode.config import (
     NormPlacement,
     TrainConfig,
 )
-from scdecode.devices import choose_device
+from scdecode.devices import choose_device, seeded
 from scdecode.encoding import Posterior, encode, latent_draws, latent_mean
-from scdecode.errors import InputError, NotTrainedError, TrainingWarning, warn
+from scdecode.errors import InputError, NotTrainedError, TrainingWarning, check_integer, warn
 from scdecode.formats import native
 from scdecode.formats.native import StoredModel, build_vae
 from scdecode.progress import training_progress
@@ -112,8 +112,8 @@ class SCVI:
             use_layer_norm=use_layer_norm,
         )
         _check(cells, config)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        check_integer("seed", seed, minimum=0)
+        with seeded(seed, torch.device("cpu")):
             vae = build_vae(config, schema, _library_prior(cells, schema.n_batches))
         self._set(config, schema, vae.eval().requires_grad_(False))
         self._cells: Cells | None = cells

@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor
 from scdecode.cells import Cells, check_unchanged
 from scdecode.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from scdecode.config import TrainConfig
+from scdecode.devices import seeded
 from scdecode.errors import ConfigError, OutputError, TrainingError, TrainingWarning, warn
 from scdecode.minibatches import Split, gather, rows_of, split_cells
 from scdecode.vae import VAE
@@ -173,7 +173,7 @@ def _epoch(
     kl_weight = config.kl_weight(epoch)
     order = np.random.default_rng([config.seed, 1, epoch]).permutation(split.train)
     minibatches = list(rows_of(order, config.batch_size))
-    with _seeded((config.seed * 1_000_003 + epoch) % 2**63, device):
+    with seeded((config.seed * 1_000_003 + epoch) % 2**63, device):
         vae.train()
         parts = torch.zeros(len(minibatches), 3, device=device)  # read once an epoch, so that no step waits for it
         for step, rows in enumerate(minibatches):
@@ -188,20 +188,6 @@ def _epoch(
         if len(split.validation) and (epoch + 1) % config.check_val_every_n_epoch == 0:
             row |= _row(_validate(vae, cells, split.validation, config, device), "validation")
     return row | {"kl_weight": kl_weight, "seconds": time.perf_counter() - start}
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeded random numbers on the CPU and on the device; afterwards the generators are as they were before."""
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every other device too, for good
-        for one in cuda:
-            with torch.cuda.device(one):
-                torch.cuda.manual_seed(seed)
-        if device.type == "mps":
-            torch.mps.manual_seed(seed)
-        yield
 
 
 @torch.no_grad()
