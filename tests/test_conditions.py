@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from small_models import make_adata, make_model
 
 import scdecode as sd
-from scdecode.conditions import OUR_COLUMNS, resolve, slots_in_words
+from scdecode.conditions import resolve, slots_in_words
 from scdecode.errors import ConditionError, ConditionWarning
+from scdecode.said import OUR_COLUMNS
 from scdecode.schema import Category, Columns, Schema, TrainingConditions
 
 BATCHES = ("batch_1", "batch_2", "batch_3")
@@ -266,7 +267,7 @@ def test_average_over_continuous_covariates(full_model):
     z = z[np.argsort(np.abs(full_model.support(z) - 50), kind="stable")[:2]]
     expression = full_model.decode(z, max_conditions=10_000)
     conditions = json.loads(expression.uns["scdecode"]["conditions"])
-    assert len(conditions) > 100
+    assert len(conditions) == 3 * 2 * 3 * 5  # combinations x groups; the label does not multiply them
     by_hand = 0
     for row in conditions[:: len(conditions) - 1]:
         assert set(row) == {"batch", "sex", "chem", "age", "pct", "weight"}  # the label changes nothing and is not said
@@ -388,13 +389,15 @@ def test_the_label_that_changes_nothing_makes_no_combination_unseen():
 
 def test_max_conditions_keeps_the_most_frequent():
     schema = make_schema()
-    found = resolve(schema, 2, max_conditions=2)
+    with pytest.warns(ConditionWarning, match="the 2 most frequent combinations, which are averaged, cover 80%"):
+        found = resolve(schema, 2, max_conditions=2)
     assert found.covered_g.tolist() == pytest.approx([0.8])
     assert found.codes_gmc[0].tolist() == [[0, 0, 0], [0, 1, 0]]
     assert found.weights_gm[0].tolist() == pytest.approx([5 / 8, 3 / 8])
     assert resolve(schema, 2, max_conditions=3).covered_g.tolist() == [1.0]
 
 
+@pytest.mark.filterwarnings("ignore:max_conditions")
 def test_max_conditions_in_the_result(model, three, cells):
     expression = model.decode(three, max_conditions=1)
     most = cells["batch"].value_counts().index[0]
@@ -651,3 +654,16 @@ def test_a_thousand_batches_per_point_are_fast():
     assert time.perf_counter() - start < 3
     assert resolved.weights_gm.shape == (1000, 2)
     assert resolved.obs["batch"].tolist() == batch.tolist()
+
+
+def test_a_series_in_another_order_than_the_points(model, three):
+    points = pd.DataFrame(three, index=["a", "b", "c"])
+    batch = pd.Series(["batch_1", "batch_2", "batch_3"], index=["b", "a", "c"])
+    with pytest.raises(ConditionError, match="batch: a Series came that names the points in another order"):
+        model.decode(points, batch=batch)
+    in_order = model.decode(points, batch=batch.loc[points.index])
+    assert in_order.obs["batch"].tolist() == ["batch_2", "batch_1", "batch_3"]
+    by_position = model.decode(points, batch=batch.to_numpy())
+    assert by_position.obs["batch"].tolist() == ["batch_1", "batch_2", "batch_3"]
+    other_names = pd.Series(["batch_1", "batch_2", "batch_3"], index=[7, 8, 9])
+    assert model.decode(points, batch=other_names).obs["batch"].tolist() == ["batch_1", "batch_2", "batch_3"]

@@ -97,7 +97,7 @@ EVERY_FORM = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:conditions")
+@pytest.mark.filterwarnings("ignore:conditions", "ignore:max_conditions")
 @pytest.mark.parametrize("said", EVERY_FORM)
 @pytest.mark.parametrize("place", ["memory", "h5ad", "zarr"])
 def test_a_result_makes_itself_again(full_model, z, tmp_path, said, place):
@@ -227,6 +227,7 @@ def test_what_was_done_is_written_down(full_model, z):
     assert arguments["library_size"] == 1e4
 
 
+@pytest.mark.filterwarnings("ignore:max_conditions")
 def test_what_is_left_out_of_an_average_is_written_down(full_model, z):
     made = full_model.decode(z, max_conditions=5).uns["scdecode"]
     rows = json.loads(made["conditions"])

@@ -162,7 +162,7 @@ def read_training_cells(adata: AnnData) -> tuple[Schema, Cells]:
         labels=labels,
         categorical=categorical,
         continuous=columns.continuous_covariate_keys,
-        conditions=tabulate_conditions(cells.codes_nc, cells.continuous_nd),
+        conditions=tabulate_conditions(cells.codes_nc, cells.continuous_nd, n_aside=1),  # the label
         n_cells=len(cells),
         median_library=float(np.median(cells.library_n)),
         median_size_factor=None if factors is None else float(np.median(factors)),

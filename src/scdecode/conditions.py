@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from scdecode.errors import ConditionError, ConditionWarning, listing, unknown_name, warn
+from scdecode.errors import ConditionError, ConditionWarning, listing, warn
 from scdecode.library_size import read_library_size
-from scdecode.schema import Category, Schema
+from scdecode.said import Said, arguments_again, in_words, obs_columns, read_categories, read_numbers
+from scdecode.schema import Schema
 
-_LARGEST = 1e30
-"""No covariate is near it, and far above it the network's sums overflow to NaN."""
+LITTLE = 0.9
+"""An average over the training conditions that covers less of their cells is warned of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,19 +47,6 @@ class Conditions:
         return self.weights_gm.shape[1]
 
 
-@dataclass(frozen=True, eq=False)
-class _Said:
-    """One condition as the user gave it: the values of each point, or values with weights, or nothing."""
-
-    per_point: np.ndarray | None = None  # (n,) codes or numbers
-    averaged: tuple[tuple[float, float], ...] | None = None  # (code or number, weight) pairs; one pair: one value
-
-    @property
-    def is_nothing(self) -> bool:
-        """Whether nothing was said: the average of the training cells."""
-        return self.per_point is None and self.averaged is None
-
-
 def resolve(
     schema: Schema,
     n_points: int,
@@ -71,6 +58,7 @@ def resolve(
     library_size: Any = None,
     max_conditions: int = 100,
     label_matters: bool = False,
+    point_names: pd.Index | None = None,
 ) -> Conditions:
     """Turn what the user said into codes, weights and library sizes.
 
@@ -94,6 +82,8 @@ def resolve(
         Combinations to average over, at most; the most frequent are kept.
     label_matters
         Whether the model looks at the label at all: only with ``dispersion="gene-label"``.
+    point_names
+        Names of the points; a Series that has the same in another order is an error.
 
     Raises
     ------
@@ -105,8 +95,8 @@ def resolve(
     if isinstance(asked, bool) or not isinstance(asked, Integral) or asked < 1:
         raise ConditionError(f"max_conditions: {asked!r} came, a whole number of at least 1 was expected")
     max_conditions = int(asked)
-    said = _read_categories(schema, n_points, batch, labels, categorical)
-    numbers = _read_numbers(schema, n_points, continuous)
+    said = read_categories(schema, n_points, batch, labels, categorical, point_names)
+    numbers = read_numbers(schema, n_points, continuous, point_names)
     if labels is not None and not label_matters:
         warn(
             "labels: the model's dispersion does not depend on the label, so it changes nothing that is decoded",
@@ -133,6 +123,12 @@ def resolve(
             "weight are averaged; raise max_conditions for all of them",
             ConditionWarning,
         )
+    elif covered_g.min() < LITTLE:
+        warn(
+            f"max_conditions: the {max_conditions:,} most frequent combinations, which are averaged, cover "
+            f"{covered_g.min():.0%} of the training cells that have what was given; raise max_conditions, or say more",
+            ConditionWarning,
+        )
     per_point = [number.per_point for number in numbers]
     given_nd = None
     if any(values is not None for values in per_point):
@@ -147,130 +143,12 @@ def resolve(
         weights_gm=weights_gm,
         library_n=library_n,
         covered_g=covered_g,
-        obs=_in_words(schema, n_points, said, numbers, library_n, label_matters=label_matters),
-        arguments=_arguments(schema, said, numbers, library_n, max_conditions),
+        obs=in_words(schema, n_points, said, numbers, library_n, label_matters=label_matters),
+        arguments=arguments_again(schema, said, numbers, library_n, max_conditions),
     )
 
 
-# -- reading what was said ---------------------------------------------------------------------------------------------
-
-
-def _read_categories(
-    schema: Schema, n_points: int, batch: Any, labels: Any, categorical: Mapping[str, Any] | None
-) -> list[_Said]:
-    known = {category.key: category for category in schema.categorical}
-    given = _mapping("categorical", categorical, known, "categorical covariates")
-    places: list[tuple[str, Category | None, Any]] = [
-        ("batch", schema.batch, batch),
-        *((f"categorical[{key!r}]", category, given.get(key)) for key, category in known.items()),
-        ("labels", schema.labels, labels),
-    ]
-    said = []
-    for place, category, value in places:
-        if category is None:
-            if value is not None:
-                raise ConditionError(f"{place}: {value!r} came, but the model was set up without {place}; leave it out")
-            said.append(_Said(averaged=((0, 1.0),)))
-        else:
-            said.append(_read(place, value, n_points, category))
-    return said
-
-
-def _read_numbers(schema: Schema, n_points: int, continuous: Mapping[str, Any] | None) -> list[_Said]:
-    given = _mapping("continuous", continuous, schema.continuous, "continuous covariates")
-    return [_read(f"continuous[{key!r}]", given.get(key), n_points, None) for key in schema.continuous]
-
-
-def _mapping(place: str, value: Any, known: Any, kind: str) -> Mapping[str, Any]:
-    if value is None:
-        return {}
-    if isinstance(value, pd.DataFrame):
-        value = {str(key): value[key] for key in value.columns}
-    if not isinstance(value, Mapping):
-        raise ConditionError(f"{place}: {value!r} came, a mapping of covariate names to values was expected")
-    for key in value:
-        if key not in known:
-            raise ConditionError(unknown_name(place, key, known, kind))
-    return value
-
-
-def _read(place: str, value: Any, n_points: int, category: Category | None) -> _Said:
-    """One condition in any of its forms; ``category`` is None for a continuous covariate."""
-    if value is None:
-        return _Said()
-    if isinstance(value, Mapping):
-        codes = _values(place, list(value), category)
-        if len(np.unique(codes)) < len(codes):
-            raise ConditionError(f"{place}: {dict(value)!r} came, which has a value twice; each once was expected")
-        return _Said(averaged=tuple(zip(codes.tolist(), _weights(place, list(value.values())), strict=True)))
-    if isinstance(value, list | tuple | set | frozenset | range):
-        values = list(value)
-        codes = _values(place, values, category)
-        if len(np.unique(codes)) < len(values) or not values:
-            raise ConditionError(
-                f"{place}: a list of {len(values)} came in which values repeat or which is empty; a list is averaged "
-                "over; for one value per point pass a numpy array, for weights a mapping of names to weights"
-            )
-        if len(values) == n_points > 1:
-            warn(
-                f"{place}: the list of {n_points} values is averaged over; for one value per point pass a numpy array",
-                ConditionWarning,
-            )
-        return _Said(averaged=tuple((code, 1 / len(values)) for code in codes.tolist()))
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
-    if isinstance(value, np.ma.MaskedArray):
-        masked = np.ma.getmaskarray(value)
-        value = value.data.astype(object)
-        value[masked] = None  # what is masked is missing
-    if isinstance(value, np.ndarray | pd.Series | pd.Index | pd.api.extensions.ExtensionArray) and np.ndim(value) > 0:
-        array = np.asarray(value)
-        if array.shape != (n_points,):
-            raise ConditionError(
-                f"{place}: an array of shape {array.shape} came, one value per point, ({n_points},), was expected"
-            )
-        return _Said(per_point=_values(place, array, category))
-    return _Said(averaged=((_values(place, [value], category)[0].item(), 1.0),))
-
-
-def _values(place: str, values: Sequence[Any] | np.ndarray, category: Category | None) -> np.ndarray:
-    objects = np.asarray(values, dtype=object)
-    if objects.ndim != 1:
-        raise ConditionError(f"{place}: {listing(objects.tolist(), 3)} came, single names or numbers were expected")
-    missing = np.flatnonzero(pd.isna(objects))
-    if len(missing):
-        raise ConditionError(f"{place}: {len(missing)} values are missing (the first at {missing[0]}); fill them in")
-    if category is not None:
-        return category.encode(values, place, f"training levels of {category.key!r}")
-    try:
-        numbers = objects.astype(np.float64)  # by way of objects, as complex numbers and dates would pass for numbers
-    except (TypeError, ValueError) as error:
-        raise ConditionError(f"{place}: {listing(objects.tolist(), 3)} came, numbers were expected") from error
-    bad = numbers[~(np.abs(numbers) < _LARGEST)].tolist()
-    if bad:
-        raise ConditionError(f"{place}: {listing(bad, 3)} came, finite numbers below {_LARGEST:g} were expected")
-    return numbers
-
-
-def _weights(place: str, weights: list[Any]) -> list[float]:
-    try:
-        numbers = np.asarray(weights, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ConditionError(f"{place}: the weights {weights!r} came, numbers were expected") from error
-    if numbers.ndim != 1:
-        raise ConditionError(f"{place}: the weights {weights!r} came, single numbers were expected")
-    if not ((numbers >= 0).all() and (numbers < _LARGEST).all() and numbers.sum() > 0):
-        raise ConditionError(f"{place}: the weights {weights!r} came, numbers >= 0 with a positive sum were expected")
-    total = numbers.sum()
-    # weights that were normalised before stay as they are, to the last bit, so that a result can be made again
-    shares = numbers if abs(total - 1) < 1e-12 else numbers / total
-    return shares.tolist()
-
-
-# -- from what was said to slots ---------------------------------------------------------------------------------------
-
-
-def _groups(said: list[_Said], n_points: int) -> tuple[np.ndarray | None, list[tuple[int | None, ...]]]:
+def _groups(said: list[Said], n_points: int) -> tuple[np.ndarray | None, list[tuple[int | None, ...]]]:
     """Points with the same values of all conditions given per point; each group as those values, None elsewhere."""
     columns = [s.per_point for s in said]
     given = [c for c in columns if c is not None]
@@ -299,7 +177,7 @@ class _SlotMaker:
     """
 
     def __init__(
-        self, schema: Schema, said: list[_Said], numbers: list[_Said], relevant: list[bool], max_conditions: int
+        self, schema: Schema, said: list[Said], numbers: list[Said], relevant: list[bool], max_conditions: int
     ) -> None:
         self.n_codes = len(said)
         self.max_conditions = max_conditions
@@ -377,91 +255,6 @@ def _warn_of_unseen(schema: Schema, codes_gmc: np.ndarray, weights_gm: np.ndarra
             "they are decoded, but nothing in the training data supports how their effects combine",
             ConditionWarning,
         )
-
-
-# -- in words ----------------------------------------------------------------------------------------------------------
-
-AVERAGE = "average"
-"""What a table says of a condition that was averaged over."""
-
-OUR_COLUMNS = ("library_size", "time", "support", "supported", "point", "draw", "weight")
-"""What the tables say beside the conditions; so are ``axis_0``, ``axis_1`` and so on."""
-
-
-def obs_columns(schema: Schema) -> list[str | None]:
-    """The column of each condition: batch, categorical covariates, labels, continuous covariates; None: there is none.
-
-    It is the condition's own name, as it was set up, with ``condition_`` before it where that is taken.
-    """
-    columns: list[str | None] = []
-    categories = (schema.batch, *schema.categorical, schema.labels)
-    for key in (*(None if c is None else c.key for c in categories), *schema.continuous):
-        name = key
-        while name is not None and (name in OUR_COLUMNS or name.startswith("axis_") or name in columns):
-            name = f"condition_{name}"
-        columns.append(name)
-    return columns
-
-
-def _in_words(
-    schema: Schema,
-    n_points: int,
-    said: list[_Said],
-    numbers: list[_Said],
-    library_n: np.ndarray,
-    *,
-    label_matters: bool,
-) -> pd.DataFrame:
-    names = obs_columns(schema)
-    columns: dict[str, Any] = {}
-    categories = (schema.batch, *schema.categorical, schema.labels)
-    for s, category, column in zip(said, categories, names, strict=False):
-        unsaid_label = category is schema.labels and s.is_nothing and not label_matters
-        if category is None or column is None or unsaid_label:
-            continue
-        if s.per_point is not None:
-            columns[column] = pd.Categorical.from_codes(s.per_point.astype(int), categories=category.names)
-        else:
-            one = s.averaged is not None and len(s.averaged) == 1
-            name = category.names[int(s.averaged[0][0])] if s.averaged and one else AVERAGE
-            columns[column] = pd.Categorical.from_codes(np.zeros(n_points, dtype=int), categories=[name])
-    for s, column in zip(numbers, names[len(said) :], strict=True):
-        assert column is not None, "a continuous covariate has a name"
-        one_number = s.averaged[0][0] if s.averaged is not None and len(s.averaged) == 1 else np.nan
-        columns[column] = s.per_point if s.per_point is not None else np.full(n_points, one_number)
-    columns["library_size"] = np.broadcast_to(library_n, (n_points,)).copy()
-    return pd.DataFrame(columns)
-
-
-def _arguments(
-    schema: Schema, said: list[_Said], numbers: list[_Said], library_n: np.ndarray, max_conditions: int
-) -> dict[str, Any]:
-    def again(s: _Said, column: str | None, names: Sequence[str] | None) -> Any:
-        if s.per_point is not None:
-            return {"per point": column}
-        if s.averaged is None:
-            return None
-        pairs = {value if names is None else names[int(value)]: weight for value, weight in s.averaged}
-        return next(iter(pairs)) if len(pairs) == 1 else pairs
-
-    columns = obs_columns(schema)
-    batch, labels, categorical = schema.batch, schema.labels, schema.categorical
-    said_again = {
-        c.key: again(s, column, c.names)
-        for s, c, column in zip(said[1:-1], categorical, columns[1 : len(said) - 1], strict=True)
-    }
-    numbers_again = {
-        key: again(s, column, None)
-        for s, key, column in zip(numbers, schema.continuous, columns[len(said) :], strict=True)
-    }
-    return {
-        "batch": None if batch is None else again(said[0], columns[0], batch.names),
-        "labels": None if labels is None else again(said[-1], columns[len(said) - 1], labels.names),
-        "categorical": {key: value for key, value in said_again.items() if value is not None},
-        "continuous": {key: value for key, value in numbers_again.items() if value is not None},
-        "library_size": float(library_n[0]) if len(library_n) == 1 else {"per point": "library_size"},
-        "max_conditions": max_conditions,
-    }
 
 
 def slots_in_words(schema: Schema, conditions: Conditions) -> list[dict[str, Any]]:

@@ -177,7 +177,7 @@ def _decode_rows(
 
 
 def even_normals(n_samples: int, n_dimensions: int, seed: int) -> Tensor:
-    """Standard normal draws, ``(n_samples, n_dimensions)``, spread more evenly than chance would: a scrambled Sobol net.
+    """Standard normal draws, ``(n_samples, n_dimensions)``, more even than by chance: a scrambled Sobol net.
 
     The same are used at every point, so that the error that is left moves all points of a path alike and its trends are
     smooth, and so that a result does not depend on how its points are cut into tiles. (Owen 1998, Journal of Complexity

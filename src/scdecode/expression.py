@@ -5,7 +5,7 @@ These functions are the methods of the same names of :class:`scdecode.SCVI`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -146,6 +146,7 @@ def decode(
         library_size=library_size,
         max_conditions=max_conditions,
         label_matters=model.config.dispersion == "gene-label",
+        point_names=read.names,
     )
     positions = _gene_positions(model.schema, genes)
     request = make_request(
@@ -223,6 +224,8 @@ def support(model: Decodable, points: Any, *, use_rep: str | None = None) -> np.
 def _gene_positions(schema: Schema, genes: Sequence[str] | None) -> tuple[int, ...] | None:
     if genes is None:
         return None
+    if not isinstance(genes, str | Iterable):
+        raise InputError(f"genes: {genes!r} came, a list of names was expected")
     names = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
     for name in names:
         if name not in schema.gene_codes:

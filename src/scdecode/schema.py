@@ -68,7 +68,7 @@ class Category:
 class TrainingConditions:
     """The conditions that occurred together in the training cells, one a row, with how many cells had them.
 
-    Where there are continuous covariates, the cells of one combination of categories are cut into up to
+    Where there are continuous covariates, the cells of one combination of batch and covariates are cut into up to
     :data:`N_CONTINUOUS_GROUPS` groups of equal size along their main direction, a row each, whose covariates are the
     group's mean: averaging over the rows then follows the covariates' spread and not only their mean.
     """
@@ -125,7 +125,7 @@ class Schema:
 N_CONTINUOUS_GROUPS = 5
 
 
-def tabulate_conditions(codes_nc: np.ndarray, continuous_nd: np.ndarray) -> TrainingConditions:
+def tabulate_conditions(codes_nc: np.ndarray, continuous_nd: np.ndarray, *, n_aside: int = 0) -> TrainingConditions:
     """Count the combinations of conditions in the training cells.
 
     Parameters
@@ -134,22 +134,28 @@ def tabulate_conditions(codes_nc: np.ndarray, continuous_nd: np.ndarray) -> Trai
         ``(n, c)`` whole numbers, a column for each category.
     continuous_nd
         ``(n, d)`` continuous covariates, ``d`` may be 0.
+    n_aside
+        How many of the last columns play no part in the cutting of the continuous covariates into groups. The label is
+        such a one: an average over rows that differ in nothing else is then the same without it.
     """
-    codes_mc, row_n, n_cells_m = np.unique(codes_nc, axis=0, return_inverse=True, return_counts=True)
     n_covariates = continuous_nd.shape[1]
     if n_covariates == 0:
+        codes_mc, n_cells_m = np.unique(codes_nc, axis=0, return_counts=True)
         return TrainingConditions(codes_mc, np.zeros((len(codes_mc), 0)), n_cells_m)
     values_nd = continuous_nd.astype(np.float64)
     spread_d = values_nd.std(axis=0)
     standard_nd = (values_nd - values_nd.mean(axis=0)) / np.where(spread_d > 0, spread_d, 1.0)
-    codes, continuous, n_cells = [], [], []
-    by_row = np.argsort(row_n.reshape(-1), kind="stable")  # numpy 2.0 gave row_n an extra axis
-    for row, cells in enumerate(np.split(by_row, np.cumsum(n_cells_m)[:-1])):
+    leading_nc = codes_nc[:, : codes_nc.shape[1] - n_aside]
+    _, combination_n, sizes_m = np.unique(leading_nc, axis=0, return_inverse=True, return_counts=True)
+    by_combination = np.argsort(combination_n.reshape(-1), kind="stable")  # numpy 2.0 gave it an extra axis
+    group_n = np.empty(len(codes_nc), dtype=np.int64)
+    means: list[np.ndarray] = []
+    for cells in np.split(by_combination, np.cumsum(sizes_m)[:-1]):
         for group in _equal_groups(standard_nd[cells]):
-            codes.append(codes_mc[row])
-            continuous.append(values_nd[cells[group]].mean(axis=0))
-            n_cells.append(len(group))
-    return TrainingConditions(np.stack(codes), np.stack(continuous), np.array(n_cells))
+            group_n[cells[group]] = len(means)
+            means.append(values_nd[cells[group]].mean(axis=0))
+    rows, n_cells_m = np.unique(np.column_stack([codes_nc, group_n]), axis=0, return_counts=True)
+    return TrainingConditions(rows[:, :-1], np.stack(means)[rows[:, -1]], n_cells_m)
 
 
 def _equal_groups(values_nd: np.ndarray) -> list[np.ndarray]:
