@@ -349,7 +349,7 @@ def test_a_format_version_that_is_none(folder, version):
         ),
         (lambda t: t.update({"log_theta": t["log_theta"].double()}), "log_theta is float64"),
         (lambda t: t["log_theta"].fill_(float("nan")), "log_theta has NaN or infinite values"),
-        (lambda t: t.clear(), r"\(1 layers\); copy both again"),
+        (lambda t: t.clear(), r"\(n_layers is 1, and there are 0 weights in all\); copy both again"),
     ],
 )
 def test_weights_that_do_not_fit(folder, change, message):

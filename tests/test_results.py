@@ -18,7 +18,7 @@ import scipy.sparse as sp
 import zarr
 from small_models import make_adata, make_model
 
-from scdecode import results
+from scdecode import files, results
 from scdecode.errors import ConditionWarning, InputError, OutputError
 
 KINDS = ("h5ad", "zarr")
@@ -236,7 +236,7 @@ class SmallDisk:
     full = False
 
     def __init__(self, *arguments, **options):
-        self.file = open(*arguments, **options)  # noqa: SIM115  (results.py closes it)
+        self.file = open(*arguments, **options)  # noqa: SIM115  (files.py closes it)
 
     def write(self, data):
         if SmallDisk.full:
@@ -254,7 +254,7 @@ def test_full_disk(model, z, tmp_path, kind, said, monkeypatch):
     out = tmp_path / f"x.{kind}"
     model.decode(z, out=out, library_size=123)
     monkeypatch.setattr(results, "_FILE_BLOCK", 40 * 3)
-    monkeypatch.setattr(results, "open", SmallDisk, raising=False)
+    monkeypatch.setattr(files, "open", SmallDisk, raising=False)
     monkeypatch.setattr(SmallDisk, "full", False)
     done = []
 
@@ -286,7 +286,7 @@ def test_interrupted_in_the_midst_of_a_write(model, z, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             return self.file.write(data)
 
-    monkeypatch.setattr(results, "open", Interrupted, raising=False)
+    monkeypatch.setattr(files, "open", Interrupted, raising=False)
     with pytest.raises(KeyboardInterrupt):
         model.decode(z, chunk_size=3, out=tmp_path / "x.h5ad")
     assert left_in(tmp_path) == []

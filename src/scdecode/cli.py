@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import warnings
 from importlib.metadata import version
@@ -277,7 +278,11 @@ def path(
     for option, name in (("--from", start), ("--to", end)):
         if name not in category:
             raise InputError(unknown_name(option, name, sorted(set(category)), f"categories of {key!r}"))
-    first, last = (opened.posterior(adata, indices=category == name) for name in (start, end))
+    # the normal posterior of a logistic normal is that of z before its softmax, and no latent point
+    encode_cells = (
+        opened.posterior if opened.config.latent_distribution == "normal" else opened.get_latent_representation
+    )
+    first, last = (encode_cells(adata, indices=category == name) for name in (start, end))
     between = Trajectory.between(opened, first, last, n_points=n_points, how=how, spread=not line)
     chosen = _split_commas(genes)
     expression = _write_decoded(
@@ -321,13 +326,19 @@ def _write_decoded(model: Any, points: Any, out: Path, **options: Any) -> Any:
 
     check_ending(out, (".h5ad", ".zarr", ".csv", ".tsv"))
     streamed = out if out.suffix in (".h5ad", ".zarr") else None
-    with counting_progress("decoding", enabled=True) as add:
+    with counting_progress("decoding", _count(points), enabled=True) as add:
         expression = model.decode(points, out=streamed, on_tile=add, **options)
     if streamed is None:
         write_table(out, expression)
     made = expression.uns["scdecode"]
     typer.echo(f"{out}: {expression.n_obs:,} x {expression.n_vars:,} genes, {made['unit']}")
     return expression
+
+
+def _count(points: Any) -> int | None:
+    """How many points there are, where it is plain: a bar is then a bar."""
+    shape = getattr(points, "shape", None)
+    return math.prod(shape[:-1]) if shape is not None else len(points)
 
 
 def _conditions(

@@ -12,6 +12,7 @@ from scdecode import plot
 from scdecode.datasets import pbmc68k_reduced
 from scdecode.files import replacing
 from scdecode.model import SCVI
+from scdecode.results import write_h5ad
 from scdecode.tables import write_table
 from scdecode.trajectory import Trajectory
 
@@ -79,7 +80,7 @@ def run_demo(
     with replacing(out) as folder:
         folder.mkdir()
         model.save(folder / "model")
-        expression.write_h5ad(folder / "expression.h5ad")
+        write_h5ad(expression, folder / "expression.h5ad")
         write_table(folder / "expression.csv", expression)
         latents = model.get_latent_representation()
         pictures = {

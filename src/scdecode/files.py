@@ -7,12 +7,16 @@ import errno
 import hashlib
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from scdecode.errors import OutputError, listing
+
+T = TypeVar("T")
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota of this kind
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -92,11 +96,18 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    with suppress(OSError):  # it may never have been made
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
+    try:
+        if not path.is_dir():
             path.unlink()
+            return
+    except OSError:  # it may never have been made
+        return
+    # other threads of zarr may still be writing to a store that failed: what they make meanwhile is removed too
+    for _ in range(20):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(0.05)
 
 
 def _reason(path: str | Path, error: OSError) -> str:
@@ -111,3 +122,72 @@ def sha256(path: str | Path) -> str:
     """The SHA-256 digest of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class SteadyFile:
+    """A file that HDF5 can write to when the disk is full.
+
+    HDF5 cannot close a file that it failed to write to: it tries again whenever anything is closed, and brings the
+    interpreter down at the end. So for HDF5 every write is a success; the first that was none is raised by
+    :meth:`checked`, before the next tile, or at the end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "w+b", buffering=0)  # noqa: SIM115  (closed by __exit__)
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> SteadyFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._error is not None:
+            raise self._error
+
+    def checked(self, tiles: Iterable[T]) -> Iterator[T]:
+        """The tiles (or other things to write), until one could not be written."""
+        for tile in tiles:
+            if self._error is not None:
+                raise self._error
+            yield tile
+
+    def write(self, data: Any) -> int:
+        """Write all of ``data``, if the disk has room."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while len(left) and self._error is None:
+                left = left[self._file.write(left) :]
+        except BaseException as error:  # an interrupt in the midst of HDF5 is no better than a full disk
+            self._error = error
+        return size
+
+    def read(self, size: int = -1) -> bytes:
+        """For h5py to see that this is a file; it reads with :meth:`readinto`."""
+        return self._file.read(size)
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer``; what could not be written reads as zeros."""
+        into = memoryview(buffer).cast("B")
+        found = self._file.readinto(into)
+        into[found:] = bytes(len(into) - found)
+        return len(into)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place in the file."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The place in the file."""
+        return self._file.tell()
+
+    def truncate(self, size: int) -> int:
+        """Make the file that long."""
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return size
+
+    def flush(self) -> None:
+        """Nothing is buffered."""

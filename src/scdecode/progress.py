@@ -25,21 +25,21 @@ _SHOWN = (("train", "elbo_train"), ("validation", "elbo_validation"))
 
 
 @contextmanager
-def counting_progress(title: str, *, enabled: bool) -> Iterator[Callable[[int], None]]:
-    """A bar of things: a function to call with how many more are done."""
+def counting_progress(title: str, total: int | None, *, enabled: bool) -> Iterator[Callable[[int], None]]:
+    """A bar of ``total`` things: a function to call with how many more are done."""
     done = 0
     with _bar(title, enabled=enabled) as advance:
 
         def add(n: int) -> None:
             nonlocal done
             done += n
-            advance(done, done, "")
+            advance(done, total, "")
 
         yield add
 
 
 @contextmanager
-def _bar(title: str, *, enabled: bool) -> Iterator[Callable[[int, int, str], None]]:
+def _bar(title: str, *, enabled: bool) -> Iterator[Callable[[int, int | None, str], None]]:
     from rich.console import (
         Console,
     )  # here, since importing rich takes a tenth of a second and a script may never need it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from anndata import AnnData
 
 from scdecode.decoding import Tile
 from scdecode.errors import InputError
-from scdecode.files import replacing
+from scdecode.files import SteadyFile, replacing
 from scdecode.provenance import Frame
 
 _FILE_BLOCK = 2**20  # entries of a chunk on disk, about
@@ -65,7 +65,7 @@ def stream(tiles: Iterable[Tile], frame: Frame, path: str | Path, on_tile: OnTil
     # the newest zarr format in its plainest form: what every version of anndata that reads it agrees on
     with replacing(path) as temporary, anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
         if path.suffix == ".h5ad":
-            with _SteadyFile(temporary) as steady, h5py.File(steady, "w") as file:
+            with SteadyFile(temporary) as steady, h5py.File(steady, "w") as file:
                 _write_frame(file, frame)
                 _write_tiles(file, steady.checked(tiles), frame, on_tile)
         else:
@@ -75,73 +75,16 @@ def stream(tiles: Iterable[Tile], frame: Frame, path: str | Path, on_tile: OnTil
     return open_result(path)
 
 
-class _SteadyFile:
-    """A file that HDF5 can write to when the disk is full.
+def write_h5ad(adata: AnnData, path: str | Path) -> None:
+    """Write a whole AnnData to a file, which appears whole or not at all.
 
-    HDF5 cannot close a file that it failed to write to: it tries again whenever anything is closed, and brings the
-    interpreter down at the end. So for HDF5 every write is a success; the first that was none is raised by
-    :meth:`checked`, before the next tile, or at the end.
+    Raises
+    ------
+    OutputError
+        Where it cannot be written.
     """
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "w+b", buffering=0)  # noqa: SIM115  (closed by __exit__)
-        self._error: BaseException | None = None
-
-    def __enter__(self) -> _SteadyFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        if self._error is not None:
-            raise self._error
-
-    def checked(self, tiles: Iterable[Tile]) -> Iterator[Tile]:
-        """The tiles, until one could not be written."""
-        for tile in tiles:
-            if self._error is not None:
-                raise self._error
-            yield tile
-
-    def write(self, data: Any) -> int:
-        """Write all of ``data``, if the disk has room."""
-        left = memoryview(data).cast("B")
-        size = len(left)
-        try:
-            while len(left) and self._error is None:
-                left = left[self._file.write(left) :]
-        except BaseException as error:  # an interrupt in the midst of HDF5 is no better than a full disk
-            self._error = error
-        return size
-
-    def read(self, size: int = -1) -> bytes:
-        """For h5py to see that this is a file; it reads with :meth:`readinto`."""
-        return self._file.read(size)
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill ``buffer``; what could not be written reads as zeros."""
-        into = memoryview(buffer).cast("B")
-        found = self._file.readinto(into)
-        into[found:] = bytes(len(into) - found)
-        return len(into)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a place in the file."""
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        """The place in the file."""
-        return self._file.tell()
-
-    def truncate(self, size: int) -> int:
-        """Make the file that long."""
-        try:
-            return self._file.truncate(size)
-        except OSError as error:
-            self._error = self._error or error
-            return size
-
-    def flush(self) -> None:
-        """Nothing is buffered."""
+    with replacing(path) as temporary, SteadyFile(temporary) as steady, h5py.File(steady, "w") as file:
+        anndata.io.write_elem(file, "/", adata)
 
 
 def open_result(path: str | Path) -> AnnData:

@@ -13,6 +13,7 @@ from anndata import AnnData
 from scdecode.cells import open_anndata
 from scdecode.errors import InputError, PointsError
 from scdecode.files import replacing
+from scdecode.results import write_h5ad
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
@@ -52,16 +53,17 @@ def write_latents(path: str | Path, latents: np.ndarray, adata: AnnData, key: st
     """
     path = Path(path)
     check_ending(path, (".npy", ".csv", ".tsv", ".h5ad"))
+    if path.suffix == ".h5ad":
+        adata.obsm[key] = latents
+        write_h5ad(adata, path)
+        return
     with replacing(path) as temporary:
         if path.suffix == ".npy":
             np.save(temporary, latents)
-        elif path.suffix in _SEPARATORS:
+        else:
             names = [f"latent_{i}" for i in range(latents.shape[1])]
             table = pd.DataFrame(latents, index=adata.obs_names, columns=names)
             table.to_csv(temporary, sep=_SEPARATORS[path.suffix])
-        else:
-            adata.obsm[key] = latents
-            adata.write_h5ad(temporary)
 
 
 def to_table(expression: AnnData) -> pd.DataFrame:

@@ -67,7 +67,8 @@ class Trajectory:
         if how not in WAYS:
             raise InputError(unknown_name("how", how, WAYS, "ways"))
         check_integer("n_points", n_points, minimum=2)
-        ends = [read_points(end, model.config.n_latent) for end in (start, end)]
+        simplex = model.config.latent_distribution == "ln"
+        ends = [read_points(end, model.config.n_latent, simplex=simplex) for end in (start, end)]
         tube = spread and all(len(cells) > model.config.n_latent for cells in ends)
         # a spread is around the mean of the cells; a bare line runs where cells are, from medoid to medoid
         middle = np.mean if tube else medoid

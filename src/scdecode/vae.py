@@ -101,7 +101,7 @@ class VAE(nn.Module):
         self.decoder = Decoder(decoder_mlp, config.n_hidden, n_genes, softmax=not config.use_size_factor)
 
         rows = {"gene": 1, "gene-batch": n_batches, "gene-label": n_labels}.get(config.dispersion)
-        self.log_theta = None if rows is None else nn.Parameter(torch.randn(rows, n_genes))
+        self.log_theta = None if rows is None else nn.Parameter(nn.init.normal_(torch.empty(rows, n_genes)))
         self.library_log_mean: Tensor
         self.library_log_variance: Tensor
         if config.learns_library:

@@ -27,6 +27,7 @@ from torch import Tensor
 from scdecode import config as configs
 from scdecode import schema as schemas
 from scdecode.config import ModelConfig, TrainConfig
+from scdecode.devices import seeded
 from scdecode.errors import (
     ConfigError,
     CorruptModelError,
@@ -223,9 +224,8 @@ def _checked_summary(summary: dict[str, Any]) -> dict[str, Any]:
 def _read_vae(path: Path, config: ModelConfig, schema: Schema) -> VAE:
     weights = _read_tensors(path)
     try:
-        if config.n_layers > len(weights):
-            raise ValueError(f"{config.n_layers} layers")
-        with torch.device("meta"):  # shapes without memory, and without a draw from the random numbers
+        _check_sizes(config, schema, weights)
+        with seeded(0, torch.device("cpu")):  # weights that are replaced; the user's random numbers stay as they are
             vae = build_vae(config, schema)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes that no network has
         raise CorruptModelError(f"{path}: it does not fit {_MANIFEST} ({error}); copy both again") from error
@@ -245,6 +245,26 @@ def _read_vae(path: Path, config: ModelConfig, schema: Schema) -> VAE:
         raise CorruptModelError(f"{path}: it does not fit {_MANIFEST}: {'; '.join(problems[:5])}")
     vae.load_state_dict(weights, assign=True)
     return vae.eval().requires_grad_(False)
+
+
+def _check_sizes(config: ModelConfig, schema: Schema, weights: dict[str, Tensor]) -> None:
+    """Raise ``ValueError`` where a network of these sizes has more weights than there are, before memory is taken.
+
+    (torch's meta device would build it without memory, too, but takes a second to import what it needs.)
+    """
+    total = sum(tensor.numel() for tensor in weights.values())
+    sizes = {
+        "n_layers": config.n_layers,
+        "n_hidden x n_genes": config.n_hidden * schema.n_genes,
+        "n_hidden x n_hidden x (n_layers - 1)": config.n_hidden**2 * (config.n_layers - 1),
+        "n_hidden x n_latent": config.n_hidden * config.n_latent,
+        "n_hidden": config.n_hidden,
+    }
+    if config.batch_representation == "embedding":
+        sizes["n_batches x batch_embedding_dim"] = schema.n_batches * config.batch_embedding_dim
+    for name, size in sizes.items():
+        if size > total:
+            raise ValueError(f"{name} is {size:,}, and there are {total:,} weights in all")
 
 
 def _kind(tensor: Tensor) -> str:
