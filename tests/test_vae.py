@@ -105,12 +105,19 @@ def test_genes_are_the_columns_of_all(options, dispersion):
     torch.testing.assert_close(px_some.log_prob(x[:, genes]), px.log_prob(x)[:, genes], rtol=1e-12, atol=1e-12)
 
 
-def test_the_scale_alone_is_the_same_and_runs_no_other_head():
-    vae, z, cells = make_vae(gene_likelihood="zinb", dispersion="gene-cell"), make_points(N_CELLS), make_cells()
-    full, scale = (vae.decode(z, cells.codes_nc, cells.continuous_nd, parameters=p) for p in (True, False))
-    assert torch.equal(scale.log_scale, full.log_scale)
-    assert scale.zi_logits is None and scale.log_theta is None
-    assert full.zi_logits is not None and full.log_theta is not None
+@pytest.mark.parametrize("use_size_factor", [True, False])
+def test_the_scale_alone_is_the_same_and_runs_no_other_head(use_size_factor):
+    vae = make_vae(gene_likelihood="zinb", dispersion="gene-cell", use_size_factor=use_size_factor)
+    z, cells = make_points(N_CELLS), make_cells()
+    full = vae.decode(z, cells.codes_nc, cells.continuous_nd)
+    ran = []
+    for name in ("zi_logits", "log_theta", "scale"):
+        getattr(vae.decoder, name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    scale = vae.scale(z, cells.codes_nc, cells.continuous_nd)
+    assert ran == ["scale"]
+    torch.testing.assert_close(scale, full.log_scale.exp(), rtol=1e-6, atol=0)
+    genes = torch.tensor([3, 0])
+    assert torch.equal(vae.scale(z, cells.codes_nc, cells.continuous_nd, genes=genes), scale[:, genes])
 
 
 @pytest.mark.parametrize("use_size_factor", [True, False])

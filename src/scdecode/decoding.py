@@ -7,7 +7,6 @@ it was. Nor are the global random generators touched.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,13 +19,14 @@ from scdecode.devices import seeded
 from scdecode.errors import InputError, PointsError, check_integer, unknown_name
 from scdecode.likelihoods import make_likelihood
 from scdecode.points import Points, draw
-from scdecode.vae import VAE
+from scdecode.vae import VAE, evaluating
 
 QUANTITIES = ("rate", "scale", "mean", "counts")
 DEFAULT_DRAWS = 128  # a power of two, at which a Sobol net is balanced
 QUANTILES = {"q05": 0.05, "q95": 0.95}
 
 _TILE_BYTES = 4 * 2**20  # of one tile of the result: it is written and read a few times, so it should stay in the cache
+_TILE_POINTS = 128  # at least, if memory allows: with fewer rows the matrix product has too little to do
 _DRAW_BYTES = 16 * 2**20  # of all draws of a tile, which the quantiles need at once, sorted, with their places
 
 
@@ -85,7 +85,7 @@ def make_request(
         )
     width = n_genes if genes is None else len(genes)
     if chunk_size is None:
-        points_of_tile = _TILE_BYTES // (4 * n_genes)
+        points_of_tile = max(_TILE_BYTES // (4 * n_genes), min(_TILE_POINTS, _DRAW_BYTES // (4 * n_genes)))
         if n_samples is not None:
             points_of_tile = min(points_of_tile, _DRAW_BYTES // (4 * n_genes * n_samples))
         chunk_size = min(max(points_of_tile, 1 if n_samples else 16), 4096)
@@ -125,24 +125,11 @@ def _tiles(vae: VAE, points: Points, conditions: Conditions, request: Request, d
             rows = slice(start, min(start + request.chunk_size, len(points)))
             # for counts, a seed a tile: what is drawn for a tile does not depend on the tiles before it
             generator = torch.Generator().manual_seed((request.seed * 1_000_003 + start) % 2**63)
-            with torch.inference_mode(), _evaluating(vae):
+            with torch.inference_mode(), evaluating(vae):
                 tile = _decode_rows(vae, points, rows, conditions, request, genes, generator, device)
             yield tile
     finally:
         vae.to(home)
-
-
-@contextmanager
-def _evaluating(vae: VAE) -> Iterator[None]:
-    """The network in evaluation mode: in training, batch normalisation would mix the points of a tile."""
-    training = [module for module in vae.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _decode_rows(
@@ -197,20 +184,23 @@ def _quantile(ordered: Tensor, q: float) -> Tensor:
     return torch.lerp(ordered[below], ordered[above], place - below)
 
 
+@torch.no_grad()
 def averaged(vae: VAE, z: Tensor, conditions: Conditions, rows: slice, quantity: str, genes: Tensor | None) -> Tensor:
-    """The scale, rate or mean of points ``(..., n, k)``, averaged over the slots of their conditions."""
+    """The scale, rate or mean of points ``(..., n, k)``, averaged over the slots of their conditions; no gradients."""
     total: Tensor | None = None
     for slot in range(conditions.n_slots):
         codes, continuous, weights = slot_inputs(conditions, rows, slot, z.device)
-        output = vae.decode(z, codes, continuous, genes=genes, parameters=quantity == "mean")
-        values = output.log_scale.exp_() if not output.log_scale.requires_grad else output.log_scale.exp()
-        if output.zi_logits is not None:
-            values = values * torch.sigmoid(-output.zi_logits)
+        if quantity == "mean" and vae.config.gene_likelihood == "zinb":
+            output = vae.decode(z, codes, continuous, genes=genes)
+            assert output.zi_logits is not None, "zero inflation has its logits"
+            values = output.log_scale.exp() * torch.sigmoid(-output.zi_logits)
+        else:
+            values = vae.scale(z, codes, continuous, genes=genes)
         if conditions.n_slots > 1:
-            values = values * weights
-        total = values if total is None else total + values
+            values *= weights
+        total = values if total is None else total.add_(values)
     assert total is not None, "there is at least one slot"
-    return total if quantity == "scale" else total * library_sizes(conditions, rows, z.device)
+    return total if quantity == "scale" else total.mul_(library_sizes(conditions, rows, z.device))
 
 
 def slot_inputs(
@@ -259,7 +249,7 @@ def distribution(vae: VAE, z: Tensor, conditions: Conditions, genes: Tensor | No
 
     Averaged over several conditions it is, for each gene, the mixture over them.
     """
-    with _evaluating(vae):
+    with evaluating(vae):
         return _distribution(vae, z, conditions, genes)
 
 

@@ -12,7 +12,10 @@ from scdecode.cells import Cells
 from scdecode.config import ModelConfig
 from scdecode.errors import check_integer
 from scdecode.minibatches import gather, rows_of
-from scdecode.vae import VAE
+from scdecode.vae import VAE, evaluating
+
+BATCH_SIZE = 256
+"""Cells that are made dense at once."""
 
 _MEAN_DRAWS = 5000  # for the mean of a logistic normal, which has no closed form
 
@@ -26,15 +29,24 @@ class Posterior:
 
 
 @torch.no_grad()
-def encode(vae: VAE, cells: Cells, *, batch_size: int = 1024, device: str | torch.device = "cpu") -> Posterior:
+def encode(
+    vae: VAE,
+    cells: Cells,
+    *,
+    rows: np.ndarray | None = None,
+    batch_size: int = BATCH_SIZE,
+    device: str | torch.device = "cpu",
+) -> Posterior:
     """The posterior of each cell, some cells at a time.
 
     Parameters
     ----------
     vae
-        In evaluation mode on the CPU, where it is left.
+        On the CPU, where it is left; whatever mode it is in, it encodes in evaluation mode.
     cells
         In the model's genes and codes.
+    rows
+        Positions of the cells to encode; by default all.
     batch_size
         Cells that are made dense at once.
     device
@@ -45,8 +57,9 @@ def encode(vae: VAE, cells: Cells, *, batch_size: int = 1024, device: str | torc
     means, variances = [], []
     vae.to(device)
     try:
-        for rows in rows_of(np.arange(len(cells)), batch_size, lone=True):
-            posterior = vae.encode(gather(cells, rows, device))
+        for some in rows_of(np.arange(len(cells)) if rows is None else rows, batch_size, lone=True):
+            with evaluating(vae):
+                posterior = vae.encode(gather(cells, some, device))
             means.append(posterior.mean.cpu())
             variances.append(posterior.variance.cpu())
     finally:

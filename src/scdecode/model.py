@@ -28,7 +28,7 @@ from scdecode.config import (
     TrainConfig,
 )
 from scdecode.devices import choose_device, seeded
-from scdecode.encoding import Posterior, encode, latent_draws, latent_mean
+from scdecode.encoding import BATCH_SIZE, Posterior, encode, latent_draws, latent_mean
 from scdecode.errors import InputError, NotTrainedError, TrainingWarning, check_integer, warn
 from scdecode.formats import native
 from scdecode.formats.native import StoredModel, build_vae
@@ -275,7 +275,7 @@ class SCVI:
     # -- cells to latents ------------------------------------------------------------------------------------------
 
     def posterior(
-        self, adata: AnnData | None = None, *, indices: Any = None, batch_size: int = 1024, device: str = "cpu"
+        self, adata: AnnData | None = None, *, indices: Any = None, batch_size: int = BATCH_SIZE, device: str = "cpu"
     ) -> Normal:
         """The posterior q(z | x) of each cell: a torch ``Normal`` of shape ``(n, k)``.
 
@@ -328,7 +328,7 @@ class SCVI:
         seed
             Of the draws.
         """
-        posterior = self._posterior(adata, indices, 1024 if batch_size is None else batch_size, device)
+        posterior = self._posterior(adata, indices, BATCH_SIZE if batch_size is None else batch_size, device)
         if n_samples is not None:
             return latent_draws(posterior, self.config, n_samples, seed=seed)
         if give_mean:

@@ -167,6 +167,12 @@ class Decoder(nn.Module):
             log_theta=_head(self.log_theta, hidden, genes) if cell_dispersion else None,
         )
 
+    def scale_of(self, x: Tensor, codes: Tensor | None, *, genes: Tensor | None = None) -> Tensor:
+        """The scale alone, ``(..., genes)``, and not its logarithm: a pass over the genes less than :meth:`forward`."""
+        logits = self.scale(self.mlp(x, codes))
+        scale = torch.softmax(logits, dim=-1) if self.softmax else softplus(logits)
+        return scale if genes is None else scale[..., genes]
+
 
 def _head(head: nn.Linear, hidden: Tensor, genes: Tensor | None) -> Tensor:
     return head(hidden) if genes is None else linear(hidden, head.weight[genes], head.bias[genes])

@@ -42,13 +42,14 @@ def make_reference(vae: VAE, cells: Cells, train: np.ndarray, seed: int) -> Refe
     """
     if len(train) > MAX_REFERENCE:
         train = np.random.default_rng([seed, 2]).choice(train, MAX_REFERENCE, replace=False)
-    kept = cells.at(np.sort(train))
-    posterior = encode(vae, kept)
+    rows = np.sort(train)
+    posterior = encode(vae, cells, rows=rows)
+    library_n = cells.library_n if cells.size_factor_n is None else cells.size_factor_n
     return Reference(
         latent_rk=latent_mean(posterior, vae.config, n_draws=200),
         mean_rk=posterior.mean_nk.numpy(),
         variance_rk=posterior.variance_nk.numpy(),
-        codes_rc=kept.codes_nc,
-        continuous_rd=kept.continuous_nd,
-        library_r=kept.library_n if kept.size_factor_n is None else kept.size_factor_n,
+        codes_rc=cells.codes_nc[rows],
+        continuous_rd=cells.continuous_nd[rows],
+        library_r=library_n[rows],
     )

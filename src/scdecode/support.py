@@ -37,14 +37,16 @@ class Support:
 
     def _distance(self, points_nk: Tensor) -> Tensor:
         groups, cells, k = self.landmarks_gmk.shape
-        squared = _squared_distances(points_nk, self.landmarks_gmk.reshape(-1, k)).view(-1, groups, cells)
-        nearest = squared.amin(2)
+        # |p - o|^2 = |p|^2 + (|o|^2 - 2 p.o), of which the first is the same for all others: it joins the least alone
+        others_mk, own_n1 = self.landmarks_gmk.reshape(-1, k), points_nk.square().sum(1, keepdim=True)
+        partial = torch.addmm(others_mk.square().sum(1), points_nk, others_mk.t(), alpha=-2).view(-1, groups, cells)
+        nearest = (partial.amin(2) + own_n1).clamp(min=0)
         # a reference cell is not its own neighbour: where a point is one, the next nearest of that group counts
         least, group_n = nearest.min(1)
-        close = (least <= _ROUNDING * points_nk.square().sum(1)).nonzero().squeeze(1)
+        close = (least <= _ROUNDING * own_n1.squeeze(1)).nonzero().squeeze(1)
         if len(close) and cells > 1:
             group = group_n[close]
-            others = squared[close, group]
+            others = (partial[close, group] + own_n1[close]).clamp(min=0)
             which = others.argmin(1)
             apart = (points_nk[close] - self.landmarks_gmk[group, which]).square().sum(1).sqrt()
             others[torch.arange(len(close)), which] = torch.where(apart <= _SAME * self.typical, torch.inf, apart**2)
@@ -75,8 +77,3 @@ def make_support(reference_rk: np.ndarray) -> Support:
     centre = landmarks.mean(0)
     support = Support((landmarks - centre).view(groups, size, -1), centre, np.zeros(0))
     return replace(support, distances_r=np.sort(support.distance(landmarks)))
-
-
-def _squared_distances(points_nk: Tensor, others_mk: Tensor) -> Tensor:
-    products = torch.addmm(others_mk.square().sum(1), points_nk, others_mk.t(), alpha=-2)
-    return (products + points_nk.square().sum(1, keepdim=True)).clamp(min=0)

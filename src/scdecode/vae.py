@@ -16,7 +16,8 @@ scale is a softplus and sums to nothing in particular. This file knows tensors a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -148,7 +149,7 @@ class VAE(nn.Module):
     # -- from latents to expression --------------------------------------------------------------------------------
 
     def decode(
-        self, latent: Tensor, codes: Tensor, continuous: Tensor, *, genes: Tensor | None = None, parameters: bool = True
+        self, latent: Tensor, codes: Tensor, continuous: Tensor, *, genes: Tensor | None = None
     ) -> DecoderOutput:
         """Decode latent points.
 
@@ -162,15 +163,16 @@ class VAE(nn.Module):
             ``(..., d)`` continuous covariates, likewise.
         genes
             Positions of the genes to keep; by default all.
-        parameters
-            Whether the dispersion and the zero inflation are wanted too, or the scale alone.
         """
         x, one_hot = self._conditioned(latent, codes, continuous)
         zinb, by_cell = self.config.gene_likelihood == "zinb", self.config.dispersion == "gene-cell"
-        output: DecoderOutput = self.decoder(
-            x, one_hot, zero_inflated=parameters and zinb, cell_dispersion=parameters and by_cell, genes=genes
-        )
+        output: DecoderOutput = self.decoder(x, one_hot, zero_inflated=zinb, cell_dispersion=by_cell, genes=genes)
         return output
+
+    def scale(self, latent: Tensor, codes: Tensor, continuous: Tensor, *, genes: Tensor | None = None) -> Tensor:
+        """The scale rho of latent points, ``(..., g)``; the arguments are those of :meth:`decode`."""
+        x, one_hot = self._conditioned(latent, codes, continuous)
+        return self.decoder.scale_of(x, one_hot, genes=genes)
 
     def dispersion(self, output: DecoderOutput, codes: Tensor, genes: Tensor | None = None) -> Tensor | None:
         """Log inverse dispersion that broadcasts with the output; None for the Poisson, which has none."""
@@ -211,3 +213,16 @@ class VAE(nn.Module):
         batch = cells.codes_nc[:, :1]
         prior = Normal(self.library_log_mean[batch], self.library_log_variance[batch].sqrt(), validate_args=False)
         return posterior.rsample(), kl_divergence(posterior, prior).sum(-1)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode: in training, batch normalisation would mix the points of a tile."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
