@@ -124,6 +124,8 @@ def check_columns(adata: AnnData, columns: Columns, optional: Sequence[str] = ()
     names = [str(name) for name in adata.obs.columns]
     for field in dataclasses.fields(columns):
         value = getattr(columns, field.name)
+        if isinstance(value, tuple) and len(set(value)) < len(value):
+            raise InputError(f"{field.name}: {listing(value)} came, which names a column twice; each once was expected")
         for key in value if isinstance(value, tuple) else (value,):
             if field.name == "layer" or key is None:
                 continue

@@ -16,6 +16,7 @@ from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
 from scdecode.conditions import Conditions
 from scdecode.devices import seeded
+from scdecode.draws import even_normals
 from scdecode.errors import InputError, PointsError, check_integer, unknown_name
 from scdecode.likelihoods import make_likelihood
 from scdecode.points import Points, draw
@@ -78,12 +79,13 @@ def make_request(
         n_samples = 1 if n_samples is None else n_samples
     elif points.spread is not None:
         n_samples = DEFAULT_DRAWS if n_samples is None else n_samples
+        if n_samples < 2:
+            raise PointsError("n_samples: 1 came, but one draw has no spread; 2 or more were expected, or spread=False")
     elif n_samples is not None:
         raise PointsError(
             "n_samples: draws were asked for, but the points have no spread to draw from; pass spread=..., a normal "
             "distribution (model.posterior(adata)) or a trajectory; or quantity='counts' to draw counts"
         )
-    width = n_genes if genes is None else len(genes)
     if chunk_size is None:
         points_of_tile = max(_TILE_BYTES // (4 * n_genes), min(_TILE_POINTS, _DRAW_BYTES // (4 * n_genes)))
         if n_samples is not None:
@@ -92,7 +94,6 @@ def make_request(
     check_integer("chunk_size", chunk_size, minimum=1)
     if seed is not None:
         check_integer("seed", seed, minimum=0)
-    assert width > 0, "the genes were checked"
     # as Python's own numbers, since they are written down
     n_samples = None if n_samples is None else int(n_samples)
     return Request(quantity, genes, n_samples, 0 if seed is None else int(seed), int(chunk_size))
@@ -161,19 +162,6 @@ def _decode_rows(
     for name, q in QUANTILES.items():
         layers[name] = _quantile(ordered, q).cpu().numpy()
     return Tile(start, stop, draws.mean(dim=0).cpu().numpy(), layers)
-
-
-def even_normals(n_samples: int, n_dimensions: int, seed: int) -> Tensor:
-    """Standard normal draws, ``(n_samples, n_dimensions)``, more even than by chance: a scrambled Sobol net.
-
-    The same are used at every point, so that the error that is left moves all points of a path alike and its trends are
-    smooth, and so that a result does not depend on how its points are cut into tiles. (Owen 1998, Journal of Complexity
-    14:466, is the scrambling.)
-    """
-    engine = torch.quasirandom.SobolEngine(n_dimensions, scramble=True, seed=seed % 2**63)
-    # rounded to float32 first, as torch rounds the first point of the net to its default type, whatever that is
-    uniform = engine.draw(n_samples, dtype=torch.float64).float().double()
-    return torch.special.ndtri(uniform.clamp(2**-32, 1 - 2**-32)).float()
 
 
 def _quantile(ordered: Tensor, q: float) -> Tensor:

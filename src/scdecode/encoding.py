@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scdecode.cells import Cells
 from scdecode.config import ModelConfig
+from scdecode.draws import even_normals
 from scdecode.errors import check_integer
 from scdecode.minibatches import gather, rows_of
 from scdecode.vae import VAE, evaluating
@@ -70,15 +71,15 @@ def encode(
 def latent_mean(posterior: Posterior, config: ModelConfig, *, n_draws: int = _MEAN_DRAWS, seed: int = 0) -> np.ndarray:
     """The posterior mean of each cell's latent point, ``(n, k)`` float32.
 
-    For ``"ln"`` it is the mean of ``n_draws`` seeded draws of the softmax: the softmax of the mean is another point.
+    For ``"ln"`` it is the mean of ``n_draws`` draws of the softmax: the softmax of the mean is another point.
     """
     if config.latent_distribution == "normal":
         return posterior.mean_nk.numpy()
+    check_integer("mc_samples", n_draws, minimum=1)
     total = torch.zeros_like(posterior.mean_nk)
-    generator = torch.Generator().manual_seed(seed)
     sd_nk = posterior.variance_nk.sqrt()
-    for _ in range(n_draws):
-        total += torch.softmax(posterior.mean_nk + sd_nk * torch.randn(sd_nk.shape, generator=generator), dim=-1)
+    for noise_k in even_normals(n_draws, sd_nk.shape[1], seed):  # a cell's mean does not depend on those beside it
+        total += torch.softmax(posterior.mean_nk + sd_nk * noise_k, dim=-1)
     return (total / n_draws).numpy()
 
 

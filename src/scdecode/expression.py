@@ -217,7 +217,8 @@ def support(model: Decodable, points: Any, *, use_rep: str | None = None) -> np.
         As for :meth:`decode`.
     """
     index = model.support_index()
-    read = read_points(points, model.config.n_latent, use_rep=use_rep)
+    simplex = model.config.latent_distribution == "ln"
+    read = read_points(points, model.config.n_latent, use_rep=use_rep, simplex=simplex)
     return index.percentile(read.z_nk).reshape(read.shape)
 
 

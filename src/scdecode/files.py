@@ -47,7 +47,7 @@ def replacing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if target.is_dir():
-            _check_nothing_is_lost(path, temporary, target)
+            check_nothing_is_lost(target, temporary)
         _swap(temporary, target)
     except OSError as error:
         if isinstance(error, OutputError):
@@ -57,11 +57,13 @@ def replacing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
         _remove(temporary)
 
 
-def _check_nothing_is_lost(path: str | Path, temporary: Path, target: Path) -> None:
-    """Raise :class:`OutputError` where a folder holds anything that is not replaced by its like."""
+def check_nothing_is_lost(path: Path, temporary: Path) -> None:
+    """Raise :class:`OutputError` where the folder ``path`` holds anything that ``temporary`` does not replace."""
+    if not path.is_dir():
+        return
     if not temporary.is_dir():
         raise OutputError(f"{path}: it is a folder, the name of a file was expected")
-    lost = sorted({p.name for p in target.iterdir()} - {p.name for p in temporary.iterdir()} - {".DS_Store"})
+    lost = sorted({p.name for p in path.iterdir()} - {p.name for p in temporary.iterdir()} - {".DS_Store"})
     if lost:
         raise OutputError(
             f"{path}: it holds {listing(lost, 5)}, which replacing it would remove; nothing was changed; choose the "

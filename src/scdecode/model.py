@@ -125,6 +125,7 @@ class SCVI:
         self.train_config = TrainConfig()
         self._cells = None
         self._reference: Reference | None = None
+        self._train_rows: np.ndarray | None = None
         self._support: Support | None = None
         self._history = pd.DataFrame()
         self._ending = "not trained"
@@ -259,13 +260,14 @@ class SCVI:
         self.train_config = config
         self._history = pd.concat([before, result.table], ignore_index=True).rename_axis(index="epoch")
         self._ending = result.ending
-        self._reference = make_reference(self.vae, self._cells, result.split.train, config.seed)
-        self._support = None
+        self._reference, self._support = None, None
+        self._train_rows = result.split.train  # an interrupt from here on costs nothing: reference() makes it then
+        self.reference()
 
     @property
     def is_trained(self) -> bool:
         """Whether the model has trained weights."""
-        return self._reference is not None
+        return self._reference is not None or self._train_rows is not None
 
     @property
     def history(self) -> pd.DataFrame:
@@ -366,7 +368,9 @@ class SCVI:
             Before the model is trained.
         """
         if self._reference is None:
-            raise NotTrainedError("the model has no trained weights; call model.train() first")
+            if self._train_rows is None or self._cells is None:
+                raise NotTrainedError("the model has no trained weights; call model.train() first")
+            self._reference = make_reference(self.vae, self._cells, self._train_rows, self.train_config.seed)
         return self._reference
 
     def support_index(self) -> Support:

@@ -239,7 +239,7 @@ def latent(
             at = categories.codes == i
             ax.scatter(x[at], y[at], s=8, color=palette[i], linewidths=0, label=str(name), alpha=0.7)
     if points is not None:
-        read = read_points(points, model.config.n_latent)
+        read = read_points(points, model.config.n_latent, simplex=model.config.latent_distribution == "ln")
         along, across = axes @ (read.z_nk.numpy() - centre).T
         far = model.support(points).reshape(-1) > FAR
         ax.plot(along, across, color="black", linewidth=1.0, marker=".", markersize=3, label="path")

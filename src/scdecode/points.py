@@ -18,7 +18,7 @@ from scdecode.errors import PointsError, SupportWarning, listing, unknown_name, 
 DEFAULT_REP = "X_scVI"
 """The entry of ``obsm`` that is taken from an AnnData when none is named: where scvi-tools' tutorials put latents."""
 
-_LARGEST = 1e30
+LARGEST = 1e30
 """No latent is near it, and far above it the network's sums overflow to NaN."""
 
 
@@ -49,6 +49,7 @@ class Points:
     spread: np.ndarray | None  # as given: (n, k, k) covariances, (n, k) standard deviations
     factors: Tensor | None  # to multiply noise with: (n, k, k) or (n, k)
     time: np.ndarray | None  # (n,) where along a path each point is
+    simplex: bool  # whether points are non-negative and sum to one, and draws around them too
 
     def __len__(self) -> int:
         return self.z_nk.shape[0]
@@ -112,7 +113,7 @@ def read_points(
     shape = array.shape[:-1]
     with np.errstate(over="ignore"):  # what overflows is among the points that are too large
         z_nk = torch.from_numpy(np.array(array.reshape(-1, n_latent), dtype=np.float32, order="C"))
-    bad = (~(z_nk.abs() < _LARGEST)).any(dim=1).nonzero().reshape(-1).tolist()
+    bad = (~(z_nk.abs() < LARGEST)).any(dim=1).nonzero().reshape(-1).tolist()
     if bad:
         raise PointsError(
             f"points: {len(bad):,} of {len(z_nk):,} points have NaN, infinite or too large values (points "
@@ -121,7 +122,7 @@ def read_points(
     if simplex:
         _check_simplex(z_nk)
     given, factors = _read_spread(spread, shape, n_latent)
-    return Points(z_nk, shape, _as_names(names, len(z_nk)), given, factors, _read_time(time, len(z_nk)))
+    return Points(z_nk, shape, _as_names(names, len(z_nk)), given, factors, _read_time(time, len(z_nk)), simplex)
 
 
 def _as_names(names: pd.Index | None, n_points: int) -> pd.Index:
@@ -209,7 +210,7 @@ def _read_spread(spread: Any, shape: tuple[int, ...], n_latent: int) -> tuple[np
     array = _to_array(spread, "spread").astype(np.float64)
     widths = (*shape, n_latent)
     n = int(np.prod(shape))
-    if not (np.abs(array) < _LARGEST).all():
+    if not (np.abs(array) < LARGEST).all():
         raise PointsError("spread: it has NaN, infinite or too large values; finite numbers were expected")
     if array.shape == widths == (n_latent, n_latent) and _may_be_covariance(array):
         raise PointsError(
@@ -252,4 +253,8 @@ def draw(points: Points, rows: slice, noise: Tensor) -> Tensor:
     if points.factors is None:
         return z.expand(len(noise), *z.shape)
     factors = points.factors[rows]
-    return z + (noise * factors if factors.dim() == 2 else (factors @ noise.unsqueeze(-1)).squeeze(-1))
+    drawn = z + (noise * factors if factors.dim() == 2 else (factors @ noise.unsqueeze(-1)).squeeze(-1))
+    if not points.simplex:
+        return drawn
+    drawn = drawn.clamp(min=0)  # a spread reaches over the edge of the simplex, where no latent point is
+    return drawn / drawn.sum(-1, keepdim=True).clamp(min=1e-12)

@@ -46,7 +46,7 @@ def make_reference(vae: VAE, cells: Cells, train: np.ndarray, seed: int) -> Refe
     posterior = encode(vae, cells, rows=rows)
     library_n = cells.library_n if cells.size_factor_n is None else cells.size_factor_n
     return Reference(
-        latent_rk=latent_mean(posterior, vae.config, n_draws=200),
+        latent_rk=latent_mean(posterior, vae.config),
         mean_rk=posterior.mean_nk.numpy(),
         variance_rk=posterior.variance_nk.numpy(),
         codes_rc=cells.codes_nc[rows],

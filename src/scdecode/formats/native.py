@@ -11,8 +11,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ from scdecode.errors import (
     NewerFormatError,
     listing,
 )
-from scdecode.files import replacing, sha256
+from scdecode.files import check_nothing_is_lost, replacing, sha256
 from scdecode.reference import Reference
 from scdecode.schema import Schema
 from scdecode.vae import VAE
@@ -85,7 +87,7 @@ def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> N
         weights = {name: t.contiguous() for name, t in model.vae.state_dict().items()}
         (folder / _WEIGHTS).write_bytes(save_tensors(weights))
         (folder / _REFERENCE).write_bytes(save_arrays(reference))
-        manifest = {
+        manifest: dict[str, Any] = {
             "format": "scdecode",
             "format_version": FORMAT_VERSION,
             "version": model.version,
@@ -96,7 +98,32 @@ def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> N
             "summary": model.summary | {"history": _without_nan(model.summary["history"])},
             "sha256": {name: sha256(folder / name) for name in (_WEIGHTS, _REFERENCE)},
         }
+        manifest["sha256"][_MANIFEST] = _digest_of(manifest)
         (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def check_target(path: str | Path, *, overwrite: bool) -> None:
+    """Raise :class:`OutputError` where :func:`write` would: best known before a training, and not after it."""
+    path = Path(path)
+    with (
+        suppress(_Checked),
+        replacing(path, overwrite=overwrite or (path.is_dir() and not any(path.iterdir()))) as folder,
+    ):
+        folder.mkdir()
+        for name in (_WEIGHTS, _REFERENCE, _MANIFEST):
+            (folder / name).touch()
+        check_nothing_is_lost(path, folder)
+        raise _Checked
+
+
+class _Checked(Exception):
+    """All is well, and nothing is to be written yet."""
+
+
+def _digest_of(manifest: dict[str, Any]) -> str:
+    """Of a manifest but for its own digest."""
+    others = {name: digest for name, digest in manifest["sha256"].items() if name != _MANIFEST}
+    return hashlib.sha256(json.dumps(manifest | {"sha256": others}, sort_keys=True).encode()).hexdigest()
 
 
 def read(path: str | Path) -> StoredModel:
@@ -115,7 +142,8 @@ def read(path: str | Path) -> StoredModel:
     """
     path = Path(path)
     manifest = _read_manifest(path)
-    for name, digest in manifest["sha256"].items():
+    for name in (_WEIGHTS, _REFERENCE):
+        digest = manifest["sha256"][name]
         if not (path / name).is_file():
             raise CorruptModelError(f"{path}: {name} is missing; copy the whole directory again")
         found = sha256(path / name)
@@ -137,11 +165,15 @@ def read(path: str | Path) -> StoredModel:
         raise CorruptModelError(
             f"{path / _MANIFEST}: a field is missing or of the wrong kind ({error!r}); it was edited; copy it again"
         ) from error
+    vae = _read_vae(path / _WEIGHTS, config, schema)
+    reference = _read_reference(path / _REFERENCE, config, schema)
+    if _digest_of(manifest) != manifest["sha256"][_MANIFEST]:  # last, as the checks above can say what is wrong
+        raise CorruptModelError(f"{path / _MANIFEST}: it was edited after it was written; copy the model again")
     return StoredModel(
         config=config,
         schema=schema,
-        vae=_read_vae(path / _WEIGHTS, config, schema),
-        reference=_read_reference(path / _REFERENCE, config, schema),
+        vae=vae,
+        reference=reference,
         train_config=train_config,
         summary=summary,
         version=version,
@@ -192,8 +224,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         )
     digests = manifest.get("sha256")
     names = set(digests) if isinstance(digests, dict) and all(isinstance(d, str) for d in digests.values()) else set()
-    if names != {_WEIGHTS, _REFERENCE}:
-        raise CorruptModelError(f"{manifest_path}: it does not have the digests of {_WEIGHTS} and {_REFERENCE}")
+    if names != {_WEIGHTS, _REFERENCE, _MANIFEST}:
+        raise CorruptModelError(f"{manifest_path}: it does not have the digests of {_WEIGHTS}, {_REFERENCE} and itself")
     return manifest
 
 
