@@ -71,9 +71,10 @@ def test_train_does_not_replace_a_model_unasked(place: Path, capsys: pytest.Capt
     [
         (("--batch-key", "btch"), "did you mean 'batch'?"),
         (("--layer", "raw"), "layer: 'raw' is not one of the 3 layers"),
-        (("--set", "lrr=1"), "did you mean 'lr'?"),
-        (("--set", "lr"), "NAME=VALUE was expected"),
-        (("--set", "lr=0.1", "--set", "lr=0.2"), "came twice"),
+        (("--set", "epss=1"), "did you mean 'eps'?"),
+        (("--set", "lr=0.1"), "--set: 'lr' is not one of"),  # it has an option of its own
+        (("--set", "eps"), "NAME=VALUE was expected"),
+        (("--set", "eps=0.1", "--set", "eps=0.2"), "came twice"),
         (("--gene-likelihood", "negbin"), "gene_likelihood: 'negbin' is not one of the 4 choices"),
         (("--lr", "0"), "lr: 0.0 came"),
         (("--device", "gpu"), "device: 'gpu' came"),

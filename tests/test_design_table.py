@@ -145,7 +145,7 @@ def test_need_an_anndata_of_the_training_shape(model, z, tmp_path):
 def test_decode_points_far_from_every_cell(model, z):
     """There: plausible nonsense. Here every decoded point carries its support."""
     points = np.concatenate([z, z[:2] + 20])
-    with pytest.warns(SupportWarning, match=r"points: 2 of 8 lie farther .* extrapolation"):
+    with pytest.warns(SupportWarning, match=r"points: 2 of 8 are farther .* extrapolation"):
         expression = model.decode(points)
     assert expression.obs["supported"].tolist() == [True] * 6 + [False] * 2
     assert expression.obs["support"].tolist()[-2:] == [100, 100]

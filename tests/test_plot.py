@@ -46,7 +46,7 @@ def test_trends_draw_the_values_with_their_bands(expression: AnnData) -> None:
         np.testing.assert_allclose(line.get_xdata(), expression.obs["time"])
         np.testing.assert_allclose(line.get_ydata(), expression[:, gene].X[:, 0], rtol=1e-6)
     assert len(ax.collections) == 3
-    assert ax.get_xlabel() == "position along the path"
+    assert ax.get_xlabel() == "position along the path (time)"
     assert ax.get_ylabel() == "expected counts, library of 10,000 counts"
 
 
@@ -61,7 +61,8 @@ def test_unsupported_stretches_are_marked(model: sd.SCVI) -> None:
     with pytest.warns(sd.errors.SupportWarning):
         far = model.decode(points, batch="batch_1")
     ax = plot.trends(far, [far.var_names[0]])
-    assert ax.collections[-1].get_label() == "far from training cells"
+    stripes = [patch for patch in ax.patches if patch.get_width() > 0]
+    assert len(stripes) == int((~far.obs["supported"]).sum())
     _, labels = ax.get_legend_handles_labels()
     assert "far from training cells" in labels
     axes = plot.latent(model, points=points)
@@ -80,17 +81,36 @@ def test_units_follow_the_quantity(model: sd.SCVI, path: sd.Trajectory) -> None:
     scale = model.decode(path, quantity="scale", n_samples=2)
     assert plot.trends(scale, [gene]).get_ylabel() == "fraction of RNA"
     sizes = model.decode(path, library_size=np.linspace(100, 200, 20), n_samples=2)
-    assert plot.trends(sizes, [gene]).get_ylabel() == "expected counts, library of the library of each point"
+    assert plot.trends(sizes, [gene]).get_ylabel() == "expected counts, library of each point"
 
 
-def test_heatmap_is_ordered_by_peak_and_scaled(expression: AnnData) -> None:
+def test_heatmap_is_scaled_and_ordered_by_where_genes_peak(expression: AnnData) -> None:
     ax = plot.heatmap(expression)
-    shown = np.asarray(ax.images[0].get_array())
-    assert shown.shape == (30, 20)
+    shown = np.asarray(ax.collections[0].get_array()).reshape(30, 20)
     np.testing.assert_allclose(shown.min(axis=1), 0, atol=1e-6)
     np.testing.assert_allclose(shown.max(axis=1), 1, atol=1e-6)
-    assert (np.diff(shown.argmax(axis=1)) >= 0).all()
-    assert [label.get_text() for label in ax.get_yticklabels()] == plot.most_changing(expression)
+    assert (np.diff(shown.argmax(axis=1) * 10 // 20) >= 0).all()
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert sorted(names) == sorted(plot.most_changing(expression))
+    values = np.log1p(expression[:, names[0]].X[:, 0])
+    np.testing.assert_allclose(shown[0], (values - values.min()) / np.ptp(values), atol=1e-4)
+
+
+def test_pictures_follow_time_and_not_the_order_of_rows(expression: AnnData) -> None:
+    shuffled = expression[np.random.default_rng(0).permutation(expression.n_obs)].copy()
+    gene = expression.var_names[0]
+    for made, again in (
+        (plot.trends(expression, gene).lines[0].get_ydata(), plot.trends(shuffled, gene).lines[0].get_ydata()),
+        (plot.heatmap(expression).collections[0].get_array(), plot.heatmap(shuffled).collections[0].get_array()),
+    ):
+        np.testing.assert_allclose(made, again)
+
+
+def test_points_without_an_order_are_dots(model: sd.SCVI) -> None:
+    cells = model.decode(model.reference_latents()[:9], batch="batch_1")
+    line = plot.trends(cells, cells.var_names[0]).lines[0]
+    assert line.get_linestyle() == "None"
+    assert line.get_marker() == "."
 
 
 def test_latent_shows_cells_by_category_and_the_path(model: sd.SCVI, adata: AnnData, path: sd.Trajectory) -> None:
@@ -98,8 +118,11 @@ def test_latent_shows_cells_by_category_and_the_path(model: sd.SCVI, adata: AnnD
     ax = plot.latent(model, points=path, cells=z, colour=adata.obs["branch"].to_numpy())
     assert {"trunk", "branch_1", "branch_2", "path"} <= set(ax.get_legend_handles_labels()[1])
     assert sum(len(c.get_offsets()) for c in ax.collections[:3]) == adata.n_obs
-    many = plot.latent(model, cells=z, colour=np.arange(len(z)) % 25)
+    many = plot.latent(model, cells=z, colour=[f"type {i % 25}" for i in range(len(z))])
     assert len(many.get_legend_handles_labels()[1]) == 25
+    numbers = plot.latent(model, path, cells=z, colour=adata.obs["pseudotime"])
+    np.testing.assert_allclose(numbers.collections[0].get_array(), adata.obs["pseudotime"])
+    assert numbers.figure.axes[1].get_ylabel() == "pseudotime"
     assert plot.latent(model).collections[0].get_offsets().shape[0] == len(model.reference_latents())
 
 

@@ -18,7 +18,7 @@ from torch.distributions import MultivariateNormal, Normal
 
 import scdecode as sd
 from scdecode.errors import InputError
-from scdecode.provenance import UNITS
+from scdecode.provenance import unit_of
 from scdecode.support import FAR
 
 
@@ -213,7 +213,7 @@ def test_what_was_done_is_written_down(full_model, z):
     made = full_model.decode(z, quantity="mean", batch="batch_1", max_conditions=1000).uns["scdecode"]
     assert made["version"] == version("scdecode")
     assert made["quantity"] == "mean"
-    assert made["unit"] == UNITS["mean"]
+    assert made["unit"] == unit_of("mean", full_model.schema)
     assert made["shape"].tolist() == [6]
     assert made["conditions_covered"] == 1
     rows = json.loads(made["conditions"])

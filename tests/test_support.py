@@ -167,7 +167,7 @@ def test_flagged_and_counted_in_one_warning(model):
     z = model.reference_latents()
     z = z[np.argsort(np.abs(model.support(z) - 50), kind="stable")[:5]]
     points = np.concatenate([z, np.full((3, 4), 50.0)])
-    with pytest.warns(SupportWarning, match="3 of 8 lie farther from the training cells than 99 %") as caught:
+    with pytest.warns(SupportWarning, match="3 of 8 are farther from the training cells than 99 %") as caught:
         expression = model.decode(points, batch="batch_1", chunk_size=2)
     assert [w.filename for w in caught] == [__file__]
     assert expression.obs["supported"].tolist() == [True] * 5 + [False] * 3

@@ -72,7 +72,10 @@ def test_bare_lines_run_from_cell_to_cell(model):
             rows = np.atleast_2d(end_cells)
             assert (np.abs(rows - found).sum(axis=1) < 1e-6).any()
     # too few cells at one end for a covariance of it: no tube at either
-    assert sd.Trajectory.between(model, start[:K], end, n_points=2).spread is None
+    with pytest.warns(SupportWarning, match=rf"{K} cells came, more than {K} are needed for their covariance"):
+        bare = sd.Trajectory.between(model, start[:K], end, n_points=2)
+    assert bare.spread is None
+    assert repr(bare) == f"Trajectory: linear, 2 points, between {K} and 30 cells, without spread"
     assert sd.Trajectory.between(model, start[: K + 1], end, n_points=2).spread is not None
 
 
@@ -162,7 +165,7 @@ def test_the_spread_of_a_path_may_be_overruled(model):
 
 def test_a_path_that_leaves_the_cells_says_so(model):
     path = sd.Trajectory.between(model, np.zeros(4), np.full(4, 30.0), n_points=10)
-    with pytest.warns(SupportWarning, match=r"\d+ of 10 lie farther"):
+    with pytest.warns(SupportWarning, match=r"\d+ of 10 are farther"):
         expression = model.decode(path, batch="batch_1")
     assert not expression.obs["supported"].iloc[-1]
 

@@ -14,6 +14,9 @@ import typer
 
 from scdecode.errors import InputError, ScdecodeError, listing, unknown_name
 
+LITTLE_KL = 0.5
+"""A training that ends with a smaller weight of the KL term gets a note: its latent space is not filled evenly."""
+
 app = typer.Typer(
     name="scdecode",
     help="Turn any point of an scVI latent space into gene expression.",
@@ -30,7 +33,7 @@ CellsFile = Annotated[
 ]
 Batch = Annotated[
     list[str] | None,
-    typer.Option("--batch", help="Batch to decode in; several are averaged over. [default: the training average]"),
+    typer.Option("--batch", help="Batch to decode in; repeat to average over several. [default: the training average]"),
 ]
 Categorical = Annotated[
     list[str] | None,
@@ -50,6 +53,9 @@ Genes = Annotated[
     list[str] | None, typer.Option("--genes", help="Genes to keep, separated by commas; repeatable. [default: all]")
 ]
 Draws = Annotated[int | None, typer.Option("--n-samples", help="Draws for the error bars, or of the counts.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+MaxConditions = Annotated[int, typer.Option(help="Combinations of conditions to average over, at most.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Seed = Annotated[int, typer.Option(help="Seed of all that is random.")]
 
 
@@ -104,15 +110,16 @@ def train(
         Path | None, typer.Option(help="File to keep the state in; where it exists, training goes on from it.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the directory if it is there.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
     """Train a model on raw counts and write it to a directory."""
     from scdecode.cells import open_anndata
+    from scdecode.formats.native import check_target
     from scdecode.model import SCVI
 
-    if out.exists() and not overwrite:  # said before the training, not after it
-        raise InputError(f"--out: {out} is there already; choose another name, or pass --overwrite")
+    _check_free(out, overwrite)
+    check_target(out, overwrite=overwrite)  # before the training, not after it
     model_options, train_options = _split_options(option)
     adata = open_anndata(cells)
     SCVI.setup_anndata(
@@ -133,11 +140,20 @@ def train(
     }
     model = SCVI(adata, **{**named, **model_options}, seed=seed)
     training = {"batch_size": batch_size, "lr": lr, "early_stopping": early_stopping, "seed": seed}
-    model.train(max_epochs, device=device, checkpoint=checkpoint, **{**training, **train_options})
-    model.save(out, overwrite=overwrite)
+    try:
+        model.train(max_epochs, device=device, checkpoint=checkpoint, **{**training, **train_options})
+    finally:
+        if model.is_trained:  # where the loss broke, too: it has the weights of the last whole epoch
+            model.save(out, overwrite=overwrite)
     last = model.history.iloc[-1]
     of = "validation" if "elbo_validation" in last.dropna() else "train"
     typer.echo(f"{out}: {len(model.history)} epochs, {last[f'elbo_{of}']:,.2f} nats a {of} cell (negative ELBO)")
+    if last["kl_weight"] < LITTLE_KL:
+        typer.echo(
+            f"note: the KL term ended at a weight of {last['kl_weight']:.2f}; for paths and counterfactuals pass "
+            f"--set n_epochs_kl_warmup={max(len(model.history) // 3, 1)} or less",
+            err=True,
+        )
     if model.info()["ending"] == "interrupted":
         raise typer.Exit(130)
 
@@ -155,23 +171,28 @@ def info(
         typer.echo(json.dumps(facts, indent=1))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("", "", title=str(model), show_header=False, title_justify="left")
-    table.add_row("cells x genes", f"{facts['n_cells']:,} x {facts['n_genes']:,}")
-    table.add_row("genes", listing(facts["genes"], 8))
-    table.add_row("median library size", f"{facts['median_library_size']:,.0f} counts")
+    table = Table("", "", title=escape(str(model)), show_header=False, title_justify="left")
+
+    def row(name: str, value: str) -> None:
+        table.add_row(escape(name), escape(value))
+
+    row("cells x genes", f"{facts['n_cells']:,} x {facts['n_genes']:,}")
+    row("genes", listing(facts["genes"], 8))
+    row("median library size", f"{facts['median_library_size']:,.0f} counts")
     for key, value in facts["columns"].items():
         if value:
-            table.add_row(key, value if isinstance(value, str) else ", ".join(value))
+            row(key, value if isinstance(value, str) else ", ".join(value))
     for key, names in facts["categories"].items():
-        table.add_row(f"{key} ({len(names)} levels)", listing(names, 12))
-    table.add_row("conditions seen", f"{facts['n_conditions']:,} combinations")
-    table.add_row("options", ", ".join(f"{key}={value}" for key, value in facts["options"].items()))
-    table.add_row("training", ", ".join(f"{k}={v}" for k, v in facts["training"].items() if v is not None))
-    table.add_row("epochs", f"{facts['epochs']} ({facts['ending']})")
-    table.add_row("last epoch", ", ".join(f"{key}={value:,.4g}" for key, value in facts["last_epoch"].items()))
-    table.add_row("reference cells", f"{facts['n_reference']:,}")
+        row(f"{key} ({len(names)} levels)", listing(names, 12))
+    row("conditions seen", f"{facts['n_conditions']:,} combinations")
+    row("options", ", ".join(f"{key}={value}" for key, value in facts["options"].items()))
+    row("training", ", ".join(f"{k}={v}" for k, v in facts["training"].items() if v is not None))
+    row("epochs", f"{facts['epochs']} ({facts['ending']})")
+    row("last epoch", ", ".join(f"{key}={value:,.4g}" for key, value in facts["last_epoch"].items()))
+    row("reference cells", f"{facts['n_reference']:,}")
     Console().print(table)
 
 
@@ -182,6 +203,8 @@ def encode(
     out: Annotated[Path, typer.Option(help=".npy, .csv, .tsv; or .h5ad for the cells with obsm.", show_default=False)],
     n_samples: Annotated[int | None, typer.Option(help="Draw from the posterior (.npy) instead of its mean.")] = None,
     use_rep: Annotated[str, typer.Option(help="Entry of obsm, for .h5ad.")] = "X_scVI",
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
     """Write the latent representation of cells."""
@@ -190,8 +213,9 @@ def encode(
     from scdecode.tables import check_ending, write_latents
 
     check_ending(out, (".npy", ".csv", ".tsv", ".h5ad") if n_samples is None else (".npy",))
+    _check_free(out, overwrite)
     adata = open_anndata(cells)
-    latents = load(model).get_latent_representation(adata, n_samples=n_samples, seed=seed)
+    latents = load(model).get_latent_representation(adata, n_samples=n_samples, seed=seed, device=device)
     write_latents(out, latents, adata, use_rep)
     typer.echo(f"{out}: {' x '.join(f'{n:,}' for n in latents.shape)} latents")
 
@@ -216,12 +240,16 @@ def decode(
     spread: Annotated[float | None, typer.Option(help="Standard deviation of the latents around each point.")] = None,
     n_samples: Draws = None,
     use_rep: Annotated[str | None, typer.Option(help="Entry of obsm with the points, for .h5ad and .zarr.")] = None,
+    max_conditions: MaxConditions = 100,
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
     """Decode latent points, which need be no cell's, to gene expression."""
     from scdecode.model import load
     from scdecode.tables import read_points_file
 
+    _check_result(out, overwrite)
     _write_decoded(
         load(model),
         read_points_file(points),
@@ -231,6 +259,8 @@ def decode(
         genes=_split_commas(genes),
         spread=spread,
         n_samples=n_samples,
+        max_conditions=max_conditions,
+        device=device,
         seed=seed,
         **_conditions(batch, labels, categorical, continuous, library_size),
     )
@@ -261,16 +291,23 @@ def path(
     library_size: LibrarySize = None,
     genes: Genes = None,
     n_samples: Draws = None,
+    max_conditions: MaxConditions = 100,
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
     """Decode a path from one category of cells to another."""
     from scdecode import plot as plots
     from scdecode.cells import open_anndata
     from scdecode.model import load
+    from scdecode.tables import check_ending
     from scdecode.trajectory import Trajectory
 
+    _check_result(out, overwrite)
     if plot is not None:
         plots.check_matplotlib()
+        check_ending(plot, plots.PICTURES)
+        _check_free(plot, overwrite)
     opened, adata = load(model), open_anndata(cells)
     if key not in adata.obs:
         raise InputError(unknown_name("--key", key, [str(name) for name in adata.obs], "columns of obs"))
@@ -292,6 +329,8 @@ def path(
         quantity=quantity,
         genes=chosen,
         n_samples=n_samples,
+        max_conditions=max_conditions,
+        device=device,
         seed=seed,
         **_conditions(batch, labels, categorical, continuous, library_size),
     )
@@ -320,11 +359,23 @@ def demo(
         typer.echo(f"  {path}")
 
 
-def _write_decoded(model: Any, points: Any, out: Path, **options: Any) -> Any:
-    from scdecode.progress import counting_progress
-    from scdecode.tables import check_ending, write_table
+def _check_result(out: Path, overwrite: bool) -> None:
+    from scdecode.tables import check_ending
 
     check_ending(out, (".h5ad", ".zarr", ".csv", ".tsv"))
+    _check_free(out, overwrite)
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    """Raise :class:`InputError` where something is there that nobody said may go: it could be the input."""
+    if out.exists() and not overwrite:
+        raise InputError(f"{out}: it is there already; choose another name, or pass --overwrite")
+
+
+def _write_decoded(model: Any, points: Any, out: Path, **options: Any) -> Any:
+    from scdecode.progress import counting_progress
+    from scdecode.tables import write_table
+
     streamed = out if out.suffix in (".h5ad", ".zarr") else None
     with counting_progress("decoding", _count(points), enabled=True) as add:
         expression = model.decode(points, out=streamed, on_tile=add, **options)
@@ -397,7 +448,9 @@ def _split_options(pairs: list[str] | None) -> tuple[dict[str, Any], dict[str, A
 
     from scdecode.config import ModelConfig, TrainConfig
 
-    own = {"use_size_factor", "seed", "max_epochs"}  # these have options of their own
+    # these have options of their own
+    own = {"use_size_factor", "seed", "max_epochs", "batch_size", "lr", "early_stopping"}
+    own |= {"n_latent", "n_layers", "n_hidden", "gene_likelihood", "dispersion"}
     of_model, of_training = ({field.name for field in fields(kind)} - own for kind in (ModelConfig, TrainConfig))
     model: dict[str, Any] = {}
     training: dict[str, Any] = {}

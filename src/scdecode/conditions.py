@@ -134,7 +134,7 @@ def resolve(
     if any(values is not None for values in per_point):
         unknown = np.full(n_points, np.nan)
         given_nd = np.stack([unknown if v is None else v for v in per_point], axis=1).astype(np.float32)
-    library_n = read_library_size(schema, n_points, library_size)
+    library_n = read_library_size(schema, n_points, library_size, point_names)
     return Conditions(
         group_n=group_n,
         codes_gmc=codes_gmc,

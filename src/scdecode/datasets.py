@@ -122,10 +122,10 @@ def _counts_from_log(log_ng: sparse.csr_matrix, total_n: Floats) -> sparse.csr_m
     whole = np.rint(value)
     deviation = float(np.abs(value - whole).max(initial=0.0))
     # 0.08 in scanpy 1.11 and 1.12, from three decimals of a logarithm; near 0.5 the rounding would be a guess.
-    if deviation > 0.25:
+    if deviation > 0.1:
         raise _changed(
             f"its raw.X gives counts up to {deviation:.2f} away from a whole number",
-            "log1p(counts / n_counts * 1e4), within 0.25 of whole counts,",
+            "log1p(counts / n_counts * 1e4), within 0.1 of whole counts,",
         )
     counts_ng = sparse.csr_matrix((whole.astype(np.float32), log_ng.indices, log_ng.indptr), shape=log_ng.shape)
     counts_ng.eliminate_zeros()

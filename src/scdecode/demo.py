@@ -10,7 +10,7 @@ import numpy as np
 
 from scdecode import plot
 from scdecode.datasets import pbmc68k_reduced
-from scdecode.files import replacing
+from scdecode.files import check_replaceable, replacing
 from scdecode.model import SCVI
 from scdecode.results import write_h5ad
 from scdecode.tables import write_table
@@ -19,6 +19,10 @@ from scdecode.trajectory import Trajectory
 START, END = "CD34+", "CD14+ Monocyte"
 GENES = ("CD34", "SOX4", "STMN1", "LYZ", "S100A9", "TYROBP")
 """Of progenitors, then of monocytes; those that are not among the cells' genes are left out."""
+
+
+WRITTEN = ("model", "expression.h5ad", "expression.csv", "trends.png", "heatmap.png", "latent.png", "training.png")
+"""What is in the folder afterwards."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ def run_demo(
         Where the folder cannot be written.
     """
     plot.check_matplotlib()
+    check_replaceable(out, WRITTEN)  # before the training, not after it
     adata = pbmc68k_reduced()
     n_types = adata.obs["cell_type"].nunique()
     say(f"{adata.n_obs} real PBMC x {adata.n_vars} genes (Zheng et al. 2017), {n_types} cell types")
@@ -91,9 +96,8 @@ def run_demo(
         }
         for name, axes in pictures.items():
             plot.save(axes, folder / name)
-    written = ("model", "expression.h5ad", "expression.csv", *pictures)
     return Demo(
-        files={name: Path(out) / name for name in written},
+        files={name: Path(out) / name for name in WRITTEN},
         n_cells=adata.n_obs,
         n_genes=adata.n_vars,
         epochs=len(model.history),

@@ -29,6 +29,9 @@ from scdecode.schema import Schema
 from scdecode.support import FAR, Support
 from scdecode.vae import VAE
 
+EXPECTED = 0.02
+"""Up to this share of points that are not supported there is no warning: of the training cells themselves it is 1 %."""
+
 
 class Decodable(Protocol):
     """What decoding needs of a model."""
@@ -238,9 +241,9 @@ def _gene_positions(schema: Schema, genes: Sequence[str] | None) -> tuple[int, .
 
 def _warn_of_support(support_n: np.ndarray) -> None:
     far = int((support_n > FAR).sum())
-    if far:
+    if far > EXPECTED * len(support_n):
         warn(
-            f"points: {far:,} of {len(support_n):,} lie farther from the training cells than {FAR:g} % of these lie "
-            "from each other; what is decoded there is extrapolation (obs['supported'] is False)",
+            f"points: {far:,} of {len(support_n):,} are farther from the training cells than {FAR:g} % of those cells "
+            "are from one another: what is decoded there is extrapolation (obs['supported'] is False)",
             SupportWarning,
         )

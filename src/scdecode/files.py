@@ -9,8 +9,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +55,23 @@ def replacing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
         raise OutputError(_reason(path, error)) from error
     finally:
         _remove(temporary)
+
+
+def check_replaceable(path: str | Path, names: Sequence[str], *, overwrite: bool = True) -> None:
+    """Raise :class:`OutputError` where :func:`replacing` a folder by one with these files would, and write nothing.
+
+    It is best known before the work whose result is to be kept, and not after it.
+    """
+    with suppress(_Replaceable), replacing(path, overwrite=overwrite) as folder:
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+        check_nothing_is_lost(Path(path), folder)
+        raise _Replaceable
+
+
+class _Replaceable(Exception):
+    """All is well, and there is nothing to put in the place yet."""
 
 
 def check_nothing_is_lost(path: Path, temporary: Path) -> None:

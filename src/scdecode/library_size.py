@@ -5,16 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from scdecode.errors import ConditionError, ConditionWarning, listing, warn
+from scdecode.said import check_order
 from scdecode.schema import Schema
 
 DEFAULT_LIBRARY = 1e4
 """Counts of the cell that is decoded, unless said otherwise: the answer is then in counts per ten thousand."""
 
 
-def read_library_size(schema: Schema, n_points: int, library_size: Any) -> np.ndarray:
+def read_library_size(
+    schema: Schema, n_points: int, library_size: Any, point_names: pd.Index | None = None
+) -> np.ndarray:
     """Library sizes, ``(1,)`` or ``(n,)`` float32."""
     factor = schema.median_size_factor
     if library_size is None:
@@ -23,6 +27,8 @@ def read_library_size(schema: Schema, n_points: int, library_size: Any) -> np.nd
         if library_size != "observed":
             raise ConditionError(f"library_size: {library_size!r} came, a number, an array or 'observed' was expected")
         return np.array([schema.median_library if factor is None else factor], dtype=np.float32)
+    if isinstance(library_size, pd.Series) and point_names is not None:
+        check_order("library_size", library_size.index, point_names)
     if isinstance(library_size, torch.Tensor):
         library_size = library_size.detach().cpu().numpy()
     if isinstance(library_size, np.ma.MaskedArray):

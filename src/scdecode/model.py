@@ -117,6 +117,7 @@ class SCVI:
             vae = build_vae(config, schema, _library_prior(cells, schema.n_batches))
         self._set(config, schema, vae.eval().requires_grad_(False))
         self._cells: Cells | None = cells
+        self._seed = seed
 
     def _set(self, config: ModelConfig, schema: Schema, vae: VAE) -> None:
         self.config = config
@@ -248,6 +249,7 @@ class SCVI:
                 on_epoch=tell,
                 checkpoint=checkpoint,
                 on_failure=lambda history: self._adopt(history, config),
+                model_seed=self._seed,
             )
         self._adopt(result, config)
         if result.ending == "interrupted":

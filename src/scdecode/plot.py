@@ -42,6 +42,10 @@ def _axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
     return plt.subplots(figsize=figsize, layout="constrained")[1]
 
 
+PICTURES = (".png", ".pdf", ".svg")
+"""What :func:`save` writes."""
+
+
 def save(ax: Axes, path: str | Path) -> None:
     """Write the figure of Axes to a file (.png, .pdf, .svg) and close it.
 
@@ -55,7 +59,7 @@ def save(ax: Axes, path: str | Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, path = cast("Figure", ax.get_figure(root=True)), Path(path)
-    if path.suffix[1:] not in figure.canvas.get_supported_filetypes():
+    if path.suffix not in PICTURES:
         raise InputError(f"{path}: {path.suffix!r} came, a name that ends in .png, .pdf or .svg was expected")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)
@@ -67,17 +71,23 @@ def _unit(expression: AnnData) -> str:
     if made is None:
         raise InputError("expression: it has no uns['scdecode']; a result of model.decode(...) was expected")
     if made["quantity"] == "scale":
-        return "fraction of RNA"
+        return "fraction of RNA" if made["library"] == "counts" else "expression at size factor one"
     sizes = expression.obs["library_size"].unique()
-    per = f"{sizes[0]:,.0f} counts" if len(sizes) == 1 else "the library of each point"
+    if made["library"] == "counts":
+        at = f"library of {sizes[0]:,.0f} counts" if len(sizes) == 1 else "library of each point"
+    else:
+        at = f"size factor {sizes[0]:.3g}" if len(sizes) == 1 else "size factor of each point"
     word = {"rate": "expected counts", "mean": "expected counts with zero inflation", "counts": "drawn counts"}
-    return f"{word[made['quantity']]}, library of {per}"
+    return f"{word[made['quantity']]}, {at}"
 
 
-def _along(expression: AnnData) -> tuple[np.ndarray, str]:
+def _along(expression: AnnData) -> tuple[np.ndarray, str, np.ndarray]:
+    """Positions in order, what they are, and the order of the points."""
     if "time" in expression.obs:
-        return expression.obs["time"].to_numpy(), "position along the path"
-    return np.arange(expression.n_obs), "point"
+        time = expression.obs["time"].to_numpy(dtype=float)
+        order = np.argsort(time, kind="stable")
+        return time[order], "position along the path (time)", order
+    return np.arange(expression.n_obs), "point", np.arange(expression.n_obs)
 
 
 def _columns(expression: AnnData, genes: Sequence[str]) -> list[int]:
@@ -114,7 +124,8 @@ def most_changing(expression: AnnData, n: int = 30) -> list[str]:
 def trends(expression: AnnData, genes: Sequence[str], *, ax: Axes | None = None, log: bool = False) -> Axes:
     """Expression of genes along the points, with the 5 to 95 % band where there is one.
 
-    Points that are not supported by training cells are drawn dashed and grey behind.
+    Stretches that are not supported by training cells are grey. Points without an order (no ``time`` in ``obs``) are
+    dots and no line.
 
     Parameters
     ----------
@@ -127,18 +138,22 @@ def trends(expression: AnnData, genes: Sequence[str], *, ax: Axes | None = None,
     log
         Whether the vertical axis is ``log1p`` of the expression.
     """
+    genes = [genes] if isinstance(genes, str) else list(genes)
     unit, columns = _unit(expression), _columns(expression, genes)
     ax = _axes(ax, (6.0, 3.6))
-    x, label = _along(expression)
+    x, label, order = _along(expression)
     change = np.log1p if log else np.asarray
-    values = change(_dense(expression.X, columns))
+    values = change(_dense(expression.X, columns))[order]
     if "q05" in expression.layers:
-        low, high = (change(_dense(expression.layers[name], columns)) for name in ("q05", "q95"))
+        low, high = (change(_dense(expression.layers[name], columns))[order] for name in ("q05", "q95"))
         for j in range(len(genes)):
             ax.fill_between(x, low[:, j], high[:, j], color=COLOURS[j % len(COLOURS)], alpha=0.18, linewidth=0)
     for j, gene in enumerate(genes):
-        ax.plot(x, values[:, j], color=COLOURS[j % len(COLOURS)], label=gene, linewidth=1.8)
-    _mark_unsupported(ax, expression, x)
+        style: dict[str, Any] = {}
+        if "time" not in expression.obs:
+            style = {"linestyle": "none", "marker": ".", "markersize": 4}
+        ax.plot(x, values[:, j], color=COLOURS[j % len(COLOURS)], label=gene, linewidth=1.8, **style)
+    _mark_unsupported(ax, expression[order], _edges(x))
     ax.set_xlabel(label)
     ax.set_ylabel(f"log1p of {unit}" if log else unit)
     ax.margins(x=0)
@@ -152,25 +167,27 @@ def trends(expression: AnnData, genes: Sequence[str], *, ax: Axes | None = None,
     return ax
 
 
-def _mark_unsupported(ax: Axes, expression: AnnData, x: np.ndarray) -> None:
-    far = ~expression.obs["supported"].to_numpy(dtype=bool)
-    if far.any():
-        ax.fill_between(
-            x,
-            0,
-            1,
-            where=far,
-            transform=ax.get_xaxis_transform(),
-            color=_FAR_COLOUR,
-            alpha=0.35,
-            linewidth=0,
-            step="mid",
-            label="far from training cells",
-        )
+def _mark_unsupported(ax: Axes, expression: AnnData, edges: np.ndarray) -> None:
+    """Grey stripes from edge to edge around the points that are not supported."""
+    far = np.flatnonzero(~expression.obs["supported"].to_numpy(dtype=bool))
+    for number, i in enumerate(far):
+        label = "far from training cells" if number == 0 else None
+        ax.axvspan(edges[i], edges[i + 1], color=_FAR_COLOUR, alpha=0.35, linewidth=0, label=label)
+
+
+def _edges(x: np.ndarray) -> np.ndarray:
+    """The places half-way between sorted positions, and the ends."""
+    if len(x) == 1:
+        return np.array([x[0] - 0.5, x[0] + 0.5])
+    middle = (x[1:] + x[:-1]) / 2
+    return np.concatenate([x[:1], middle, x[-1:]])
 
 
 def heatmap(expression: AnnData, genes: Sequence[str] | None = None, *, ax: Axes | None = None) -> Axes:
-    """Genes x points, each gene's log1p expression from its lowest (0) to its highest (1), ordered by peak.
+    """Genes x points, each gene's log1p expression from its lowest (0) to its highest (1).
+
+    Genes are ordered by the tenth of the path in which they peak, then by where they cross half of their range.
+    Stretches that are not supported by training cells are pale.
 
     Parameters
     ----------
@@ -181,27 +198,33 @@ def heatmap(expression: AnnData, genes: Sequence[str] | None = None, *, ax: Axes
     ax
         Where to draw; by default a new figure.
     """
-    genes = most_changing(expression) if genes is None else list(genes)
-    values = np.log1p(_dense(expression.X, _columns(expression, genes)))
-    order = np.argsort(values.argmax(axis=0), kind="stable")
-    values, genes = values[:, order], [genes[i] for i in order]
+    genes = most_changing(expression) if genes is None else [genes] if isinstance(genes, str) else list(genes)
+    x, label, along = _along(expression)
+    values = np.log1p(_dense(expression.X, _columns(expression, genes)))[along]
     span = values.max(axis=0) - values.min(axis=0)
     shown = (values - values.min(axis=0)) / np.where(span > 0, span, 1.0)
+    order = np.lexsort((_crossing(shown), shown.argmax(axis=0) * 10 // len(shown)))
+    shown, genes = shown[:, order], [genes[i] for i in order]
     ax = _axes(ax, (6.0, 1.2 + 0.18 * len(genes)))
-    x, label = _along(expression)
-    image = ax.imshow(
-        shown.T, aspect="auto", cmap="viridis", interpolation="nearest", extent=(x[0], x[-1], len(genes) - 0.5, -0.5)
-    )
+    mesh = ax.pcolormesh(_edges(x), np.arange(len(genes) + 1) - 0.5, shown.T, cmap="viridis", rasterized=True)
+    ax.invert_yaxis()
+    _mark_unsupported(ax, expression[along], _edges(x))
     ax.set_yticks(range(len(genes)), genes, fontsize=7)
     ax.set_xlabel(label)
-    ax.figure.colorbar(image, ax=ax, label="log1p expression,\nlowest 0 to highest 1 of each gene", shrink=0.8)
+    ax.figure.colorbar(mesh, ax=ax, label="log1p expression, of each gene\nits lowest 0 to its highest 1", shrink=0.8)
     return ax
+
+
+def _crossing(shown_ng: np.ndarray) -> np.ndarray:
+    """Where each gene is first past half of its range, on the way up or down."""
+    above = shown_ng >= 0.5
+    return np.asarray((above != above[0]).argmax(axis=0))
 
 
 def latent(
     model: SCVI,
-    *,
     points: Any = None,
+    *,
     cells: np.ndarray | None = None,
     colour: Sequence[Any] | None = None,
     ax: Axes | None = None,
@@ -218,13 +241,16 @@ def latent(
     cells
         Latents of the cells to show, ``(n, k)``; by default the model's reference cells.
     colour
-        A category of each of the cells.
+        A category of each of the cells, or a number, such as a pseudotime.
     ax
         Where to draw; by default a new figure.
     """
     shown = model.reference_latents() if cells is None else np.asarray(cells)
     if colour is not None and len(colour) != len(shown):
-        raise InputError(f"colour: {len(colour)} values came, one for each of the {len(shown)} cells was expected")
+        raise InputError(
+            f"colour: {len(colour)} values came, one for each of the {len(shown)} "
+            "cells was expected; pass cells=model.get_latent_representation(adata) for all cells of an AnnData"
+        )
     ax = _axes(ax, (5.6, 4.4))
     centre = shown.mean(axis=0)
     _, singular, axes = np.linalg.svd(shown - centre, full_matrices=False)
@@ -232,6 +258,9 @@ def latent(
     x, y = axes @ (shown - centre).T
     if colour is None:
         ax.scatter(x, y, s=6, color=_FAR_COLOUR, linewidths=0, label="training cells")
+    elif pd.api.types.is_numeric_dtype(np.asarray(colour)) and len(set(colour)) > len(COLOURS):
+        dots = ax.scatter(x, y, s=8, c=np.asarray(colour, dtype=float), cmap="viridis", linewidths=0, label="cells")
+        ax.figure.colorbar(dots, ax=ax, label=getattr(colour, "name", None) or "colour", shrink=0.8)
     else:
         categories = pd.Categorical(colour)
         palette = _palette(len(categories.categories))
@@ -242,9 +271,19 @@ def latent(
         read = read_points(points, model.config.n_latent, simplex=model.config.latent_distribution == "ln")
         along, across = axes @ (read.z_nk.numpy() - centre).T
         far = model.support(points).reshape(-1) > FAR
-        ax.plot(along, across, color="black", linewidth=1.0, marker=".", markersize=3, label="path")
-        for name, at in (("start", 0), ("end", -1)):
-            ax.annotate(name, (along[at], across[at]), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        ax.plot(along, across, color="black", linewidth=1.8, label="path")
+        halo = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+        for name, at, aside in (("start", 0, -1), ("end", -1, 1)):
+            ax.annotate(
+                name,
+                (along[at], across[at]),
+                (9 * aside, 9 * aside),
+                textcoords="offset points",
+                fontsize=8,
+                bbox=halo,
+                ha="right" if aside < 0 else "left",
+                va="top" if aside < 0 else "bottom",
+            )
         if far.any():
             hollow = ax.scatter(along[far], across[far], s=14, color="white", label="far from training cells", zorder=3)
             hollow.set(edgecolor="black", linewidth=0.8)

@@ -103,10 +103,14 @@ def read_points(
     spread = own if spread is None or spread is True else None if spread is False else spread
     array = _to_array(points, "points")
     if array.ndim == 0 or array.shape[-1] != n_latent:
-        turned = array.ndim == 2 and array.shape[0] == n_latent
+        hint = ""
+        if array.ndim == 2 and array.shape[1] > 5 * n_latent:
+            hint = "; if these are the genes of cells, encode them first: model.get_latent_representation(adata)"
+        elif array.ndim == 2 and array.shape[0] == n_latent:
+            hint = "; the array looks transposed"
         raise PointsError(
             f"points: shape {array.shape} came, (..., {n_latent}) was expected, as the model's latent space has "
-            f"{n_latent} dimensions" + ("; the array looks transposed" if turned else "")
+            f"{n_latent} dimensions{hint}"
         )
     if array.size == 0:
         raise PointsError(f"points: shape {array.shape} came, which has no points; at least one was expected")
@@ -144,6 +148,12 @@ def _read_time(time: Any, n_points: int) -> np.ndarray | None:
 
 def _representation(adata: AnnData, use_rep: str | None) -> Any:
     key = DEFAULT_REP if use_rep is None else use_rep
+    if key not in adata.obsm and use_rep is None:
+        raise PointsError(
+            f"points: an AnnData came without obsm[{DEFAULT_REP!r}]; to decode its cells pass "
+            f"model.get_latent_representation(adata) or model.posterior(adata), or name one of {listing(adata.obsm)} "
+            "with use_rep="
+        )
     if key not in adata.obsm:
         raise PointsError(unknown_name("use_rep", key, adata.obsm.keys(), "entries of adata.obsm"))
     return adata.obsm[key]

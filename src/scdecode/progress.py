@@ -45,7 +45,7 @@ def _bar(title: str, *, enabled: bool) -> Iterator[Callable[[int, int | None, st
     )  # here, since importing rich takes a tenth of a second and a script may never need it
 
     console = Console(stderr=True)
-    if not enabled or not (console.is_terminal or console.is_jupyter):
+    if not (console.is_terminal or console.is_jupyter):
         yield lambda done, total, text: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

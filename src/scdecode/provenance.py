@@ -18,12 +18,22 @@ from scdecode.points import Points
 from scdecode.schema import Schema
 from scdecode.support import FAR
 
-UNITS = {
-    "scale": "fraction of the cell's RNA",
-    "rate": "expected counts, before zero inflation, in a cell of library_size counts",
-    "mean": "expected counts, after zero inflation, in a cell of library_size counts",
-    "counts": "counts drawn from the model, in a cell of library_size counts",
+_WORDS = {
+    "rate": "expected counts, before zero inflation",
+    "mean": "expected counts, after zero inflation",
+    "counts": "counts drawn from the model",
 }
+
+
+def unit_of(quantity: str, schema: Schema) -> str:
+    """The unit of a quantity, in words; the genes are those of the model, and so is the library."""
+    if schema.columns.size_factor_key is not None:
+        if quantity == "scale":
+            return "expression of a cell of size factor one"
+        return f"{_WORDS[quantity]}, in a cell of the size factor in library_size"
+    if quantity == "scale":
+        return "fraction of the cell's RNA of the model's genes"
+    return f"{_WORDS[quantity]}, in a cell of library_size counts"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +97,8 @@ def make_frame(
     uns = {
         "version": version("scdecode"),
         "quantity": request.quantity,
-        "unit": UNITS[request.quantity],
+        "unit": unit_of(request.quantity, schema),
+        "library": "size factor" if schema.columns.size_factor_key is not None else "counts",
         "shape": np.array(points.shape, dtype=np.int64),
         "conditions": json.dumps(slots_in_words(schema, conditions)),
         "conditions_covered": float(conditions.covered_g.min()),

@@ -50,7 +50,7 @@ def collect(tiles: Iterable[Tile], frame: Frame, on_tile: OnTile | None = None) 
 def stream(tiles: Iterable[Tile], frame: Frame, path: str | Path, on_tile: OnTile | None = None) -> AnnData:
     """Write the result tile by tile, and open it without reading its expression into memory.
 
-    It is written under a hidden name that ends in ``.tmp`` and renamed when it is whole.
+    It is written under a hidden name with ``.tmp`` in it, and renamed when it is whole.
 
     Raises
     ------

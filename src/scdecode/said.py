@@ -11,10 +11,8 @@ import pandas as pd
 import torch
 
 from scdecode.errors import ConditionError, ConditionWarning, listing, unknown_name, warn
+from scdecode.points import LARGEST
 from scdecode.schema import Category, Schema
-
-_LARGEST = 1e30
-"""No covariate is near it, and far above it the network's sums overflow to NaN."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +105,7 @@ def _read(place: str, value: Any, n_points: int, category: Category | None, poin
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, pd.Series) and point_names is not None:
-        _check_order(place, value.index, point_names)
+        check_order(place, value.index, point_names)
     if isinstance(value, np.ma.MaskedArray):
         masked = np.ma.getmaskarray(value)
         value = value.data.astype(object)
@@ -122,7 +120,7 @@ def _read(place: str, value: Any, n_points: int, category: Category | None, poin
     return Said(averaged=((_values(place, [value], category)[0].item(), 1.0),))
 
 
-def _check_order(place: str, index: pd.Index, point_names: pd.Index) -> None:
+def check_order(place: str, index: pd.Index, point_names: pd.Index) -> None:
     """Raise :class:`ConditionError` where a Series names the points, but in another order."""
     names = index.astype(str)
     if len(names) == len(point_names) and not names.equals(point_names) and set(names) == set(point_names):
@@ -145,9 +143,9 @@ def _values(place: str, values: Sequence[Any] | np.ndarray, category: Category |
         numbers = objects.astype(np.float64)  # by way of objects, as complex numbers and dates would pass for numbers
     except (TypeError, ValueError) as error:
         raise ConditionError(f"{place}: {listing(objects.tolist(), 3)} came, numbers were expected") from error
-    bad = numbers[~(np.abs(numbers) < _LARGEST)].tolist()
+    bad = numbers[~(np.abs(numbers) < LARGEST)].tolist()
     if bad:
-        raise ConditionError(f"{place}: {listing(bad, 3)} came, finite numbers below {_LARGEST:g} were expected")
+        raise ConditionError(f"{place}: {listing(bad, 3)} came, finite numbers below {LARGEST:g} were expected")
     return numbers
 
 
@@ -158,7 +156,7 @@ def _weights(place: str, weights: list[Any]) -> list[float]:
         raise ConditionError(f"{place}: the weights {weights!r} came, numbers were expected") from error
     if numbers.ndim != 1:
         raise ConditionError(f"{place}: the weights {weights!r} came, single numbers were expected")
-    if not ((numbers >= 0).all() and (numbers < _LARGEST).all() and numbers.sum() > 0):
+    if not ((numbers >= 0).all() and (numbers < LARGEST).all() and numbers.sum() > 0):
         raise ConditionError(f"{place}: the weights {weights!r} came, numbers >= 0 with a positive sum were expected")
     total = numbers.sum()
     # weights that were normalised before stay as they are, to the last bit, so that a result can be made again

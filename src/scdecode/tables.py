@@ -35,10 +35,27 @@ def read_points_file(path: str | Path) -> Any:
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False)
         if path.suffix in _SEPARATORS:
-            return pd.read_csv(path, sep=_SEPARATORS[path.suffix], index_col=0)
+            table = pd.read_csv(path, sep=_SEPARATORS[path.suffix], index_col=0)
+            _check_header(path, table)
+            return table
     except (ValueError, EOFError) as error:
-        raise PointsError(f"{path}: it holds no array of numbers ({error})") from error
+        if isinstance(error, PointsError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PointsError(f"{path}: it holds no array of numbers ({reason})") from error
     raise InputError(f"{path}: {path.suffix!r} came, points as .npy, .csv, .tsv, .h5ad or .zarr were expected")
+
+
+def _check_header(path: Path, table: pd.DataFrame) -> None:
+    """Raise :class:`PointsError` where the names of the columns are numbers: a first point that was read as names."""
+    try:
+        [float(name) for name in table.columns]
+    except ValueError:
+        return
+    raise PointsError(
+        f"{path}: its first row is numbers; a first row with the names of the columns was expected, and a first column "
+        "with the names of the points"
+    )
 
 
 def write_latents(path: str | Path, latents: np.ndarray, adata: AnnData, key: str) -> None:

@@ -75,6 +75,7 @@ def fit(
     on_epoch: OnEpoch | None = None,
     checkpoint: str | Path | None = None,
     on_failure: Callable[[History], None] | None = None,
+    model_seed: int = 0,
 ) -> History:
     """Train a model in place.
 
@@ -96,6 +97,8 @@ def fit(
         cannot be written later than at the start, there is a warning, and training goes on.
     on_failure
         Told how far training came where an error ends it after an epoch, before the error is raised.
+    model_seed
+        Of the initial weights, for the checkpoint: that of another model is refused.
 
     Raises
     ------
@@ -116,7 +119,7 @@ def fit(
         raise ConfigError("early_stopping: there are no validation cells; lower train_size below 1")
     check_unchanged(cells)
     n_epochs = config.epochs(len(cells))
-    identity = {} if checkpoint is None else _identity(vae, cells, config)
+    identity = {} if checkpoint is None else {"model seed": model_seed, **_identity(vae, cells, config)}
     run, whole = _Run(), _snapshot(vae)
     ending, resumed = "failed", False  # until it is known otherwise
     try:
@@ -218,7 +221,8 @@ def _check_finite(
     step = bad[0] if bad else len(minibatches) - 1
     rows = minibatches[step]
     causes = []
-    if vae.config.use_observed_lib_size and (cells.library_n[rows] <= 0).any():
+    observed = vae.config.use_observed_lib_size and not vae.config.use_size_factor
+    if observed and (cells.library_n[rows] <= 0).any():
         causes.append("the minibatch has a cell without counts: remove such cells")
     data = cells.counts[rows].data
     if vae.config.has_counts and (data != np.rint(data)).any():

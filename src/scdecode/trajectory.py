@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scdecode.errors import InputError, PointsError, check_integer, unknown_name
+from scdecode.errors import InputError, PointsError, SupportWarning, check_integer, unknown_name, warn
 from scdecode.model import SCVI
 from scdecode.points import Points, read_points
 
@@ -70,6 +70,13 @@ class Trajectory:
         simplex = model.config.latent_distribution == "ln"
         ends = [read_points(end, model.config.n_latent, simplex=simplex) for end in (start, end)]
         tube = spread and all(len(cells) > model.config.n_latent for cells in ends)
+        few = min(len(cells) for cells in ends)
+        if spread and not tube and few > 1:
+            warn(
+                f"start, end: {few} cells came, more than {model.config.n_latent} are needed for their covariance; the "
+                "path is the bare line between two of them, where the decoder has seen no cell",
+                SupportWarning,
+            )
         # a spread is around the mean of the cells; a bare line runs where cells are, from medoid to medoid
         middle = np.mean if tube else medoid
         first, last = (middle(cells.z_nk.numpy().astype(np.float64), axis=0) for cells in ends)
@@ -86,6 +93,10 @@ class Trajectory:
             spread=None if covariances is None else covariances.astype(np.float32),
             origin=f"linear, {n_points} points, between {len(ends[0])} and {len(ends[1])} cells",
         )
+
+    def __repr__(self) -> str:
+        """One line, as the arrays are long."""
+        return f"Trajectory: {self.origin}, {'with' if self.spread is not None else 'without'} spread"
 
     def __len__(self) -> int:
         return len(self.points)

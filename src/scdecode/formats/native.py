@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import math
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from scdecode.errors import (
     NewerFormatError,
     listing,
 )
-from scdecode.files import check_nothing_is_lost, replacing, sha256
+from scdecode.files import check_replaceable, replacing, sha256
 from scdecode.reference import Reference
 from scdecode.schema import Schema
 from scdecode.vae import VAE
@@ -76,12 +75,11 @@ def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> N
         Where it cannot be written, is there already and ``overwrite`` is not asked for, or holds other files too.
     """
     path = Path(path)
-    empty = path.is_dir() and not any(path.iterdir())
     reference = {
         field.name: np.ascontiguousarray(getattr(model.reference, field.name))
         for field in dataclasses.fields(Reference)
     }
-    with replacing(path, overwrite=overwrite or empty) as folder:
+    with replacing(path, overwrite=overwrite or _is_empty(Path(path))) as folder:
         folder.mkdir()
         # not with save_file, which has an error of its own for a full disk
         weights = {name: t.contiguous() for name, t in model.vae.state_dict().items()}
@@ -104,20 +102,11 @@ def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> N
 
 def check_target(path: str | Path, *, overwrite: bool) -> None:
     """Raise :class:`OutputError` where :func:`write` would: best known before a training, and not after it."""
-    path = Path(path)
-    with (
-        suppress(_Checked),
-        replacing(path, overwrite=overwrite or (path.is_dir() and not any(path.iterdir()))) as folder,
-    ):
-        folder.mkdir()
-        for name in (_WEIGHTS, _REFERENCE, _MANIFEST):
-            (folder / name).touch()
-        check_nothing_is_lost(path, folder)
-        raise _Checked
+    check_replaceable(path, (_WEIGHTS, _REFERENCE, _MANIFEST), overwrite=overwrite or _is_empty(Path(path)))
 
 
-class _Checked(Exception):
-    """All is well, and nothing is to be written yet."""
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _digest_of(manifest: dict[str, Any]) -> str:
