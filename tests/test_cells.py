@@ -749,3 +749,10 @@ def test_the_simulation_is_fit_for_these_tests():
     assert adata.shape == (300, 40)
     assert adata.obs[["batch", "sex", "chem", "cell_type"]].nunique().tolist() == [3, 2, 3, 3]
     assert adata.obs[["age", "pct", "size_factor"]].notna().all(axis=None)
+
+
+@pytest.mark.parametrize("keys", ["categorical_covariate_keys", "continuous_covariate_keys"])
+def test_a_column_named_twice(adata, keys):
+    column = "sex" if keys.startswith("categorical") else "age"
+    with pytest.raises(InputError, match=rf"{keys}: \['{column}', '{column}'\] came, which names a column twice"):
+        sd.SCVI.setup_anndata(adata, **{keys: [column, column]})

@@ -276,3 +276,93 @@ def test_as_a_module_a_missing_option_is_a_usage_error() -> None:
     done = subprocess.run([sys.executable, "-m", "scdecode", "decode", "m", "p.npy"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "--out" in done.stderr
+
+
+def test_results_do_not_replace_what_is_there_unasked(place: Path, tmp_path: Path) -> None:
+    cells = tmp_path / "cells.h5ad"
+    cells.write_bytes((place / "cells.h5ad").read_bytes())
+    ends = ("--from", "trunk", "--to", "branch_1", "--key", "branch")
+    for words in (
+        ("encode", place / "model", cells, "--out", cells),
+        ("decode", place / "model", cells, "--use-rep", "latent", "--out", cells),
+        ("path", place / "model", cells, *ends, "--out", cells),
+        ("path", place / "model", cells, *ends, "--out", tmp_path / "p.csv", "--plot", cells.with_suffix(".png")),
+    ):
+        cells.with_suffix(".png").write_text("a picture")
+        assert run(*words) == 1
+        assert cells.read_bytes() == (place / "cells.h5ad").read_bytes()
+        assert cells.with_suffix(".png").read_text() == "a picture"
+        assert not (tmp_path / "p.csv").exists()
+    out = tmp_path / "z.npy"
+    for _ in range(2):
+        assert run("encode", place / "model", cells, "--out", out, "--overwrite") == 0
+
+
+def test_train_looks_where_it_will_write_before_it_trains(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sd.SCVI, "train", lambda *_, **__: pytest.fail("it trained"))
+    (tmp_path / "file").touch()
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "figure.png").touch()
+    for out in (tmp_path / "file" / "model", tmp_path / "results"):
+        assert run("train", place / "cells.h5ad", "--out", out, "--overwrite", *TRAIN) == 1
+        assert capsys.readouterr().err.startswith("error: ")
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["figure.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "results"]
+
+
+def test_train_keeps_the_last_whole_epoch_where_the_loss_breaks(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = sd.SCVI.train
+
+    def break_after_two(self: sd.SCVI, *arguments: object, **options: object) -> None:
+        def poison(done: int, total: int, row: dict[str, float]) -> None:
+            if done == 2:
+                self.vae.z_encoder.mean.weight.data.fill_(float("nan"))
+
+        original(self, *arguments, on_epoch=poison, **options)
+
+    monkeypatch.setattr(sd.SCVI, "train", break_after_two)
+    options = [*TRAIN, "--max-epochs", "5"]
+    assert run("train", place / "cells.h5ad", "--out", tmp_path / "model", *options) == 1
+    assert "the loss is no longer a number in epoch 3" in capsys.readouterr().err
+    kept = sd.load(tmp_path / "model")
+    assert len(kept.history) == 2
+    assert kept.info()["ending"] == "failed"
+
+
+def test_a_note_on_a_kl_term_that_hardly_counted(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [word for word in TRAIN if not word.startswith("n_epochs_kl_warmup")][:-1]
+    assert run("train", place / "cells.h5ad", "--out", tmp_path / "model", *options) == 0
+    assert "note: the KL term ended at a weight of 0.00" in capsys.readouterr().err
+
+
+def test_a_table_without_a_header_is_no_table_of_points(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = np.load(place / "points.npy")
+    pd.DataFrame(points, index=list("abcdefg")).to_csv(tmp_path / "no_header.csv", header=False)
+    np.savetxt(tmp_path / "bare.csv", points, delimiter=",")
+    (tmp_path / "ragged.csv").write_text("name,a,b\nx,1,2\ny,1,2,3,4\n")
+    for name in ("no_header.csv", "bare.csv", "ragged.csv"):
+        assert run("decode", place / "model", tmp_path / name, "--out", tmp_path / "e.h5ad") == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert name == "ragged.csv" or "its first row is numbers" in error
+
+
+def test_names_in_square_brackets_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adata = sd.datasets.simulate_branching(60, 10, n_batches=2)
+    adata.obs["batch"] = adata.obs["batch"].cat.rename_categories(["T [act] x", "[/bold]"])
+    sd.SCVI.setup_anndata(adata, batch_key="batch")
+    model = sd.SCVI(adata, n_hidden=4)
+    model.train(1, progress=False)
+    model.save(tmp_path / "model")
+    assert run("info", tmp_path / "model") == 0
+    shown = capsys.readouterr().out
+    assert "T [act] x" in shown
+    assert "[/bold]" in shown

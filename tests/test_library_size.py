@@ -205,3 +205,12 @@ def test_counts_where_a_size_factor_is_wanted(factor_model):
 def test_size_factor_not_positive(factor_model, value):
     with pytest.raises(sd.ScdecodeError, match="positive finite numbers"):
         factor_model.decode(np.zeros(4), library_size=value)
+
+
+def test_a_series_in_another_order_than_the_points(model):
+    points = pd.DataFrame(model.reference_latents()[:3], index=["a", "b", "c"])
+    sizes = pd.Series([100.0, 200.0, 300.0], index=["c", "b", "a"])
+    with pytest.raises(ConditionError, match="library_size: a Series came that names the points in another order"):
+        model.decode(points, batch="batch_1", library_size=sizes)
+    found = model.decode(points, batch="batch_1", library_size=sizes.loc[points.index])
+    assert found.obs["library_size"].tolist() == [300, 200, 100]

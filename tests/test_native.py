@@ -502,3 +502,15 @@ def test_the_manifest_of_every_kind_of_model(adata, tmp_path):
         model = make_model(adata, setup=setup, epochs=1)
         model.save(tmp_path / str(i))
         assert_same(sd.load(tmp_path / str(i)), model)
+
+
+def test_a_manifest_that_was_edited_without_a_trace(folder):
+    """Every field is as it may be; only the digest knows that two genes changed their places."""
+
+    def swap(manifest):
+        genes = manifest["schema"]["genes"]
+        genes[0], genes[1] = genes[1], genes[0]
+
+    rewrite(folder, swap)
+    with pytest.raises(CorruptModelError, match=r"model\.json: it was edited after it was written"):
+        sd.load(folder)

@@ -17,6 +17,7 @@ from small_models import make_adata, make_model
 from torch.distributions import MultivariateNormal, Normal
 
 import scdecode as sd
+from scdecode.decoding import QUANTITIES
 from scdecode.errors import InputError
 from scdecode.provenance import unit_of
 from scdecode.support import FAR
@@ -259,7 +260,21 @@ def test_frame(full_model, z):
 
 def test_every_quantity_has_a_unit(model):
     point = model.reference_latents().mean(axis=0)
-    assert {q: model.decode(point, quantity=q).uns["scdecode"]["unit"] for q in UNITS} == UNITS
+    assert {q: model.decode(point, quantity=q).uns["scdecode"]["unit"] for q in QUANTITIES} == {
+        "scale": "fraction of the cell's RNA of the model's genes",
+        "rate": "expected counts, before zero inflation, in a cell of library_size counts",
+        "mean": "expected counts, after zero inflation, in a cell of library_size counts",
+        "counts": "counts drawn from the model, in a cell of library_size counts",
+    }
+
+
+def test_units_of_a_model_with_a_size_factor():
+    model = make_model(make_adata(), setup={"size_factor_key": "size_factor"}, epochs=1)
+    point = model.reference_latents().mean(axis=0)
+    made = {q: model.decode(point, quantity=q).uns["scdecode"] for q in ("scale", "rate")}
+    assert {m["library"] for m in made.values()} == {"size factor"}
+    assert made["scale"]["unit"] == "expression of a cell of size factor one"
+    assert made["rate"]["unit"].endswith("in a cell of the size factor in library_size")
 
 
 def test_results_do_not_share_memory(full_model, z):

@@ -58,8 +58,8 @@ def simulate_branching(
     these into ``n_latent`` dimensions. Each gene follows at most one coordinate c::
 
         log f_g(t, b) = log_base_g + log_fold_change_g * shape_g((c - center_g) / width_g)
-        scale = softmax over genes of log f + batch_effect        (rho, sums to one)
-        rate  = library_size of the cell * scale                  (counts)
+        scale = softmax over genes of log f                                            (rho, sums to one)
+        rate  = library_size of the cell * softmax over genes of log f + batch_effect  (counts)
 
     with shape 0 (``constant``, 40 % of genes), a logistic ``switch`` (40 %) or a Gaussian ``transient`` (20 %);
     half of the last two follow pseudotime, the others one branch. ``constant`` genes too move a little in ``scale``,
