@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from scdecode import SCVI
 from scdecode.errors import ScdecodeWarning
 
 PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
@@ -22,4 +23,6 @@ def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScdecodeWarning)
-        exec(compile(code_of(page), str(page), "exec"), {})
+        names: dict[str, object] = {}
+        exec(compile(code_of(page), str(page), "exec"), names)  # the page's own asserts are the test
+    assert isinstance(names["model"], SCVI)

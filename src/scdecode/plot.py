@@ -272,18 +272,12 @@ def latent(
         along, across = axes @ (read.z_nk.numpy() - centre).T
         far = model.support(points).reshape(-1) > FAR
         ax.plot(along, across, color="black", linewidth=1.8, label="path")
-        halo = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-        for name, at, aside in (("start", 0, -1), ("end", -1, 1)):
-            ax.annotate(
-                name,
-                (along[at], across[at]),
-                (9 * aside, 9 * aside),
-                textcoords="offset points",
-                fontsize=8,
-                bbox=halo,
-                ha="right" if aside < 0 else "left",
-                va="top" if aside < 0 else "bottom",
-            )
+        towards = np.array([along[-1] - along[0], across[-1] - across[0]])
+        aside = 12 * towards / max(np.linalg.norm(towards), 1e-12)  # points beyond the ends, away from the path
+        halo = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
+        for name, at, offset in (("start", 0, -aside), ("end", -1, aside)):
+            text = ax.annotate(name, (along[at], across[at]), tuple(offset), textcoords="offset points", fontsize=8)
+            text.set(ha="center", va="center", bbox=halo)
         if far.any():
             hollow = ax.scatter(along[far], across[far], s=14, color="white", label="far from training cells", zorder=3)
             hollow.set(edgecolor="black", linewidth=0.8)
