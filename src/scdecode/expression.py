@@ -80,8 +80,8 @@ def decode(
         l rho, counts expected before zero inflation. ``"mean"``: (1 - pi) l rho, counts expected to be observed.
         ``"counts"``: counts drawn from the likelihood. (Symbols as in Lopez et al. 2018, Methods.)
     library_size
-        l, in counts, never its logarithm: one number, one per point, or ``"observed"`` for the median of the
-        training cells. By default 1e4 counts; for a model with a size factor, the median size factor.
+        l, in counts of the model's genes, never its logarithm: one number, one per point, or ``"observed"`` for the
+        median of the training cells. By default 1e4 counts; for a model with a size factor, the median size factor.
     batch, labels
         A name for all points; a numpy array or pandas Series, one per point; a list of names to average over, or a
         mapping of names to weights. By default the average over the combinations of conditions that occurred in
@@ -93,15 +93,16 @@ def decode(
         Names of the genes to return; the scale stays a fraction of all genes.
     spread
         How far the latent points scatter: a standard deviation, ``(..., k)`` of them, or ``(..., k, k)``
-        covariances. The result is then the mean over draws, with layers ``std``, ``q05`` and ``q95``.
+        covariances; by default that of a distribution or a trajectory, False for none. The result is then the mean
+        over draws, with layers ``std``, ``q05`` and ``q95``.
     n_samples
         Draws for the spread (by default 128), or of ``"counts"`` for each point (by default 1; the draws of a point
         are rows side by side, numbered in ``obs``).
     seed
         Of the draws; None is 0.
     out
-        A ``.h5ad`` or ``.zarr`` to write to, tile by tile, with memory that does not grow with the points; the
-        result then reads from it.
+        A ``.h5ad`` or ``.zarr`` to write to, tile by tile; in memory are the points, their ``obs`` and one tile. The
+        result then reads from it; ``.to_memory()`` brings all of it in.
     chunk_size
         Points in a tile; by default as many as fit the processor's cache.
     max_conditions
