@@ -122,12 +122,15 @@ def _tiles(vae: VAE, points: Points, conditions: Conditions, request: Request, d
     vae.to(device)
     try:
         genes = None if request.genes is None else torch.tensor(request.genes, device=device)
+        noise = None  # of the error bars: one net, made once, for all tiles
+        if request.quantity != "counts" and request.n_samples is not None:
+            noise = even_normals(request.n_samples, points.z_nk.shape[1], request.seed)
         for start in range(0, len(points), request.chunk_size):
             rows = slice(start, min(start + request.chunk_size, len(points)))
             # for counts, a seed a tile: what is drawn for a tile does not depend on the tiles before it
             generator = torch.Generator().manual_seed((request.seed * 1_000_003 + start) % 2**63)
             with torch.inference_mode(), evaluating(vae):
-                tile = _decode_rows(vae, points, rows, conditions, request, genes, generator, device)
+                tile = _decode_rows(vae, points, rows, conditions, request, genes, noise, generator, device)
             yield tile
     finally:
         vae.to(home)
@@ -140,6 +143,7 @@ def _decode_rows(
     conditions: Conditions,
     request: Request,
     genes: Tensor | None,
+    noise: Tensor | None,
     generator: torch.Generator,
     device: torch.device,
 ) -> Tile:
@@ -147,14 +151,13 @@ def _decode_rows(
     if request.quantity == "counts":
         assert request.n_samples is not None, "settled by make_request"
         shape = (request.n_samples, stop - start, points.z_nk.shape[1])
-        noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
-        z = draw(points, rows, noise).to(device)
+        own_noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+        z = draw(points, rows, own_noise).to(device)
         values = _counts(vae, z, conditions, rows, genes, generator)
         return Tile(start, stop, values.transpose(0, 1).reshape(-1, values.shape[-1]).cpu().numpy(), {})
-    if request.n_samples is None:
+    if noise is None:
         values = averaged(vae, points.z_nk[rows].to(device), conditions, rows, request.quantity, genes)
         return Tile(start, stop, values.cpu().numpy(), {})
-    noise = even_normals(request.n_samples, points.z_nk.shape[1], request.seed)
     z = draw(points, rows, noise.unsqueeze(1)).to(device)
     draws = averaged(vae, z, conditions, rows, request.quantity, genes)
     ordered = draws.sort(dim=0).values
