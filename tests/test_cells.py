@@ -22,6 +22,7 @@ from scdecode.cells import (
     read_training_cells,
     setup_of,
 )
+from scdecode.config import ModelConfig
 from scdecode.errors import ConditionError, ConditionWarning, CountsError, InputError
 from scdecode.schema import Columns
 
@@ -438,18 +439,19 @@ def test_a_cell_without_counts_is_allowed_where_its_total_is_not_used(adata, opt
     adata.X = x
     model = make_model(adata, epochs=1, **options)
     assert np.isfinite(model.get_latent_representation(adata)).all()
-    assert np.isfinite(model.history.to_numpy()).all()
+    assert np.isfinite(model.history_table.to_numpy()).all()
 
 
 def test_checks_for_each_likelihood(expected):
     cells = expected[1]
-    check_cells(cells, whole=True, observed_library=True)
+    check_cells(cells, ModelConfig())
     halves = dataclasses.replace(cells, counts=cells.counts * 0.5, library_n=np.zeros(300, np.float32))
-    check_cells(halves, whole=False, observed_library=False)
+    check_cells(halves, ModelConfig(gene_likelihood="normal", use_observed_lib_size=False))
+    check_cells(halves, ModelConfig(gene_likelihood="normal", use_size_factor=True))
     with pytest.raises(CountsError, match="not whole"):
-        check_cells(halves, whole=True, observed_library=False)
+        check_cells(halves, ModelConfig(use_observed_lib_size=False))
     with pytest.raises(CountsError, match="no counts"):
-        check_cells(halves, whole=False, observed_library=True)
+        check_cells(halves, ModelConfig(gene_likelihood="normal"))
 
 
 # -- conditions --------------------------------------------------------------------------------------------------------

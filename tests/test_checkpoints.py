@@ -30,7 +30,7 @@ def train(model, epochs, **options):
 def assert_same(one, other):
     for name, tensor in other.vae.state_dict().items():
         assert torch.equal(one.vae.state_dict()[name], tensor), name
-    assert one.history.drop(columns="seconds").equals(other.history.drop(columns="seconds"))
+    assert one.history_table.drop(columns="seconds").equals(other.history_table.drop(columns="seconds"))
 
 
 @pytest.fixture(scope="module")
@@ -107,16 +107,16 @@ def test_a_finished_run_is_opened_and_not_trained_again(tmp_path, unbroken):
 def test_fewer_epochs_than_the_checkpoint_has(tmp_path):
     train(untrained(), 3, checkpoint=tmp_path / "c")
     with pytest.warns(TrainingWarning, match="has 3 epochs, more than the 2 asked for.*another file name"):
-        assert len(train(untrained(), 2, checkpoint=tmp_path / "c").history) == 3
+        assert len(train(untrained(), 2, checkpoint=tmp_path / "c").history_table) == 3
 
 
 def test_early_stopping_goes_on_counting(tmp_path):
     options = {"early_stopping_min_delta": 1e9, "early_stopping_patience": 3}
     train(untrained(), 2, checkpoint=tmp_path / "c", **options)
     resumed = train(untrained(), 50, checkpoint=tmp_path / "c", **options)
-    assert len(resumed.history) == 4  # the first validation, and three without an improvement
+    assert len(resumed.history_table) == 4  # the first validation, and three without an improvement
     again = train(untrained(), 50, checkpoint=tmp_path / "c", **options)
-    assert len(again.history) == 4
+    assert len(again.history_table) == 4
     assert again.info()["ending"] == "early stopping"
 
 

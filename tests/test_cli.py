@@ -56,7 +56,7 @@ def test_train_wrote_the_options_it_was_given(place: Path) -> None:
     assert model.config.use_layer_norm == "encoder"
     assert model.train_config.n_epochs_kl_warmup == 1
     assert model.schema.columns.layer == "counts"
-    assert len(model.history) == 2
+    assert len(model.history_table) == 2
 
 
 def test_train_does_not_replace_a_model_unasked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -329,7 +329,7 @@ def test_train_keeps_the_last_whole_epoch_where_the_loss_breaks(
     assert run("train", place / "cells.h5ad", "--out", tmp_path / "model", *options) == 1
     assert "the loss is no longer a number in epoch 3" in capsys.readouterr().err
     kept = sd.load(tmp_path / "model")
-    assert len(kept.history) == 2
+    assert len(kept.history_table) == 2
     assert kept.info()["ending"] == "failed"
 
 

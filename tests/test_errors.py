@@ -47,6 +47,7 @@ def test_every_error_has_the_one_root_and_a_builtin_kind():
         "CorruptModelError": errors.FormatError,
         "NewerFormatError": errors.FormatError,
         "ForeignModelError": errors.FormatError,
+        "UnsafeModelError": errors.FormatError,
         "OutputError": OSError,
         "MissingExtraError": ImportError,
     }

@@ -129,7 +129,7 @@ def test_latent_shows_cells_by_category_and_the_path(model: sd.SCVI, adata: AnnD
 def test_history_has_both_losses(model: sd.SCVI) -> None:
     ax = plot.history(model)
     assert [line.get_label() for line in ax.lines] == ["train cells", "validation cells"]
-    np.testing.assert_allclose(ax.lines[0].get_ydata(), model.history["elbo_train"])
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), model.history_table["elbo_train"])
 
 
 def test_pictures_refuse(model: sd.SCVI, adata: AnnData, expression: AnnData, tmp_path: Path) -> None:

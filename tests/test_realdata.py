@@ -57,7 +57,7 @@ def test_trains_encodes_and_decodes_by_name(name):
     cells, model = trained(name)
     batch_key = SETS[name][1]
     assert cells.shape == SHAPES[name]
-    history = model.history["elbo_validation"]
+    history = model.history_table["elbo_validation"]
     assert history.iloc[-1] < 0.95 * history.iloc[0]
 
     latent = model.get_latent_representation()
@@ -107,7 +107,7 @@ def baseline(cells, batch_key, split):
 def test_held_out_likelihood_is_better_than_that_of_the_mean_profile(name, bound):
     cells, model = trained(name)
     simple = baseline(cells, SETS[name][1], split_cells(cells.n_obs, model.train_config))
-    elbo = model.history["elbo_validation"].iloc[-1]
+    elbo = model.history_table["elbo_validation"].iloc[-1]
     print(f"{name}: -ELBO {elbo:.1f}, mean profile {simple:.1f} nats a cell, ratio {elbo / simple:.3f}")
     assert elbo < bound * simple  # and -ELBO is above -log p(x), so the comparison is to the model's disadvantage
 

@@ -16,7 +16,8 @@ from scdecode.errors import ConfigError, CountsError, InputError, NotTrainedErro
 from scdecode.minibatches import split_cells
 from scdecode.training import fit
 
-LOSSES = [f"{part}_{of}" for of in ("train", "validation") for part in ("elbo", "reconstruction_loss", "kl_local")]
+PARTS = ("elbo_{}", "reconstruction_loss_{}", "kl_local_{}", "{}_loss")
+LOSSES = [part.format(of) for of in ("train", "validation") for part in PARTS]
 
 
 def weights(model):
@@ -59,7 +60,7 @@ def batches(monkeypatch):
 def test_the_same_seed_gives_the_same_weights_to_the_last_bit():
     one, other = trained(), trained()
     assert same(weights(one), weights(other))
-    assert one.history[LOSSES].equals(other.history[LOSSES])
+    assert one.history_table[LOSSES].equals(other.history_table[LOSSES])
     np.testing.assert_array_equal(one.reference_latents(), other.reference_latents())
 
 
@@ -102,7 +103,7 @@ def test_on_a_gpu():
     assert all(tensor.device.type == "cpu" for tensor in one.vae.state_dict().values())
     for name, tensor in one.vae.state_dict().items():
         torch.testing.assert_close(tensor, other.vae.state_dict()[name])
-    np.testing.assert_allclose(one.history[LOSSES], trained(2).history[LOSSES], rtol=0.02)
+    np.testing.assert_allclose(one.history_table[LOSSES], trained(2).history_table[LOSSES], rtol=0.02)
 
 
 # -- what is trained on ------------------------------------------------------------------------------------------------
@@ -132,14 +133,14 @@ def test_sizes_of_the_minibatches(untrained, batches, batch_size, sizes):
 def test_no_minibatch_of_one_cell(n_cells, batches):
     model = make_model(make_adata(n_cells), epochs=1, train={"train_size": 1.0})
     assert min(len(rows) for rows in batches) >= 2
-    assert np.isfinite(model.history.to_numpy()).all()
+    assert np.isfinite(model.history_table.to_numpy()).all()
 
 
 def test_training_lowers_the_loss():
     model = trained(15, lr=1e-2, n_epochs_kl_warmup=None)
-    elbo = model.history["elbo_train"]
+    elbo = model.history_table["elbo_train"]
     assert elbo.iloc[-1] < elbo.iloc[0] - 20
-    assert model.history["elbo_validation"].iloc[-1] < model.history["elbo_validation"].iloc[0] - 20
+    assert model.history_table["elbo_validation"].iloc[-1] < model.history_table["elbo_validation"].iloc[0] - 20
 
 
 def test_counts_that_changed_since_the_model_was_made(untrained, adata):
@@ -162,7 +163,7 @@ def test_the_network_is_left_as_it_was_found():
 
 
 def test_history():
-    history = trained(3).history
+    history = trained(3).history_table
     assert set(history.columns) == {*LOSSES, "kl_weight", "seconds"}
     assert history.index.tolist() == [0, 1, 2]
     assert history.index.name == "epoch"
@@ -173,14 +174,16 @@ def test_history():
         total = history[f"reconstruction_loss_{of}"] + history[f"kl_local_{of}"]
         np.testing.assert_allclose(history[f"elbo_{of}"], total, rtol=1e-12)
         assert (history[f"kl_local_{of}"] > 0).all()
+        loss = history[f"reconstruction_loss_{of}"] + history["kl_weight"] * history[f"kl_local_{of}"]
+        np.testing.assert_allclose(history[f"{of}_loss"], loss, rtol=1e-6)
 
 
 def test_history_without_validation_cells():
-    assert set(trained(train_size=1.0).history.columns) == {*LOSSES[:3], "kl_weight", "seconds"}
+    assert set(trained(train_size=1.0).history_table.columns) == {*LOSSES[:4], "kl_weight", "seconds"}
 
 
 def test_history_with_a_validation_now_and_then():
-    history = trained(5, check_val_every_n_epoch=2).history
+    history = trained(5, check_val_every_n_epoch=2).history_table
     assert history["elbo_validation"].notna().tolist() == [False, True, False, True, False]
     assert history["elbo_train"].notna().all()
 
@@ -192,7 +195,7 @@ def test_the_elbo_of_the_history_is_that_of_the_network(untrained):
     with torch.no_grad():
         elbo = untrained.vae.elbo(training.gather(untrained._cells, split.validation, torch.device("cpu")))
     mean = float((elbo.reconstruction + elbo.kl_z + elbo.kl_l).mean())
-    assert untrained.history["elbo_validation"].iloc[0] == pytest.approx(mean, rel=0.02)
+    assert untrained.history_table["elbo_validation"].iloc[0] == pytest.approx(mean, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -200,12 +203,12 @@ def test_the_elbo_of_the_history_is_that_of_the_network(untrained):
     [(400, [0, 1 / 400, 2 / 400, 3 / 400]), (2, [0, 0.5, 1, 1]), (None, [1] * 4), (0, [1] * 4), (1, [0, 1, 1, 1])],
 )
 def test_kl_warmup(warmup, expected):
-    assert trained(4, n_epochs_kl_warmup=warmup).history["kl_weight"].tolist() == expected
+    assert trained(4, n_epochs_kl_warmup=warmup).history_table["kl_weight"].tolist() == expected
 
 
 def test_the_kl_weight_is_used():
     free, bound = (trained(8, lr=1e-2, n_epochs_kl_warmup=warmup) for warmup in (10**9, None))
-    assert free.history["kl_local_train"].iloc[-1] > 2 * bound.history["kl_local_train"].iloc[-1]
+    assert free.history_table["kl_local_train"].iloc[-1] > 2 * bound.history_table["kl_local_train"].iloc[-1]
 
 
 def test_the_default_number_of_epochs(untrained):
@@ -224,18 +227,18 @@ def test_on_epoch_is_told_of_each(untrained):
     told = []
     train(untrained, 3, on_epoch=lambda done, total, row: told.append((done, total, row)))
     assert [(done, total) for done, total, _ in told] == [(1, 3), (2, 3), (3, 3)]
-    pd.testing.assert_frame_equal(pd.DataFrame([row for *_, row in told]), untrained.history, check_names=False)
+    pd.testing.assert_frame_equal(pd.DataFrame([row for *_, row in told]), untrained.history_table, check_names=False)
 
 
 def test_training_again_goes_on():
     model = trained(2)
-    after_two, first = weights(model), model.history
+    after_two, first = weights(model), model.history_table
     train(model, 3)
-    assert len(model.history) == 5
-    assert model.history.index.tolist() == [0, 1, 2, 3, 4]
-    pd.testing.assert_frame_equal(model.history.iloc[:2], first)
+    assert len(model.history_table) == 5
+    assert model.history_table.index.tolist() == [0, 1, 2, 3, 4]
+    pd.testing.assert_frame_equal(model.history_table.iloc[:2], first)
     assert not same(weights(model), after_two)
-    assert model.history["elbo_train"].iloc[2] < first["elbo_train"].iloc[0]  # it did not begin anew
+    assert model.history_table["elbo_train"].iloc[2] < first["elbo_train"].iloc[0]  # it did not begin anew
     assert not same(weights(model), weights(trained(3)))
     z_nk = model.get_latent_representation(indices=np.sort(split_cells(300, TrainConfig()).train))
     np.testing.assert_array_equal(model.reference_latents(), z_nk)  # of the weights it has now
@@ -260,23 +263,23 @@ NEVER_BETTER = {"early_stopping": True, "early_stopping_min_delta": 1e9}
 )
 def test_early_stopping(options, epochs):
     model = trained(12, **NEVER_BETTER | options)
-    assert len(model.history) == epochs
+    assert len(model.history_table) == epochs
     assert model.info()["ending"] == ("early stopping" if epochs < 12 else "finished")
     assert model.is_trained
 
 
 def test_no_early_stopping_while_the_loss_falls():
     model = trained(12, lr=1e-2, n_epochs_kl_warmup=None, early_stopping=True, early_stopping_patience=3)
-    assert len(model.history) == 12
-    best = model.history["elbo_validation"].cummin()
+    assert len(model.history_table) == 12
+    best = model.history_table["elbo_validation"].cummin()
     assert (best.diff().iloc[1:] < 0).any()
 
 
 def test_an_improvement_below_the_minimum_is_none():
-    elbo = trained(6, lr=1e-2, n_epochs_kl_warmup=None).history["elbo_validation"]
+    elbo = trained(6, lr=1e-2, n_epochs_kl_warmup=None).history_table["elbo_validation"]
     largest = float(-elbo.diff().min())
     options = {"lr": 1e-2, "n_epochs_kl_warmup": None, "early_stopping": True, "early_stopping_patience": 1}
-    assert len(trained(6, early_stopping_min_delta=2 * largest, **options).history) == 2
+    assert len(trained(6, early_stopping_min_delta=2 * largest, **options).history_table) == 2
 
 
 def test_early_stopping_without_validation_cells(untrained):
@@ -302,7 +305,7 @@ def test_ctrl_c_between_two_epochs_keeps_the_model(untrained):
         train(untrained, 5, on_epoch=interrupt_after(2))
     assert [one.filename for one in caught] == [__file__]
     assert same(weights(untrained), weights(trained(2)))
-    assert len(untrained.history) == 2
+    assert len(untrained.history_table) == 2
     assert untrained.is_trained
     assert untrained.info()["ending"] == "interrupted"
 
@@ -327,7 +330,7 @@ def test_ctrl_c_within_an_epoch_keeps_the_last_whole_one(untrained, monkeypatch,
         train(untrained, 5)
     monkeypatch.undo()
     assert same(weights(untrained), weights(trained(2)))
-    assert len(untrained.history) == 2
+    assert len(untrained.history_table) == 2
 
 
 @pytest.mark.parametrize("n", [1, 3, 4])
@@ -445,7 +448,7 @@ def test_a_failure_tells_how_far_training_came(adata):
 
 
 def test_options_that_are_wrong(untrained):
-    with pytest.raises(ConfigError, match=r"TrainConfig: there is no option 'learning_rate'"):
+    with pytest.raises(ConfigError, match=r"train: there is no option 'learning_rate'"):
         untrained.train(1, learning_rate=0.1)
     with pytest.raises(ConfigError, match="max_epochs: 0 came"):
         untrained.train(0)
@@ -502,7 +505,7 @@ def named(options):
 def test_every_option_trains_saves_loads_encodes_and_decodes(options, tmp_path):
     adata = make_adata(120)
     model = make_model(adata, epochs=1, train={"batch_size": 40}, **options)
-    assert np.isfinite(model.history.to_numpy()).all()
+    assert np.isfinite(model.history_table.to_numpy()).all()
     model.save(tmp_path / "model")
     loaded = sd.load(tmp_path / "model")
     assert same(weights(model), weights(loaded))

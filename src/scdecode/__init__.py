@@ -4,20 +4,27 @@ from importlib.metadata import version as _version
 
 from scdecode import datasets, errors, likelihoods, plot
 from scdecode.config import ModelConfig, TrainConfig
+from scdecode.converting import convert
 from scdecode.errors import ScdecodeError, ScdecodeWarning
-from scdecode.model import SCVI, load
+from scdecode.linear_scvi import LinearSCVI
+from scdecode.model import SCVI
+from scdecode.opening import load
 from scdecode.provenance import decode_arguments
+from scdecode.scanvi import SCANVI
 from scdecode.trajectory import Trajectory
 
 __version__ = _version("scdecode")
 
 __all__ = [
+    "SCANVI",
     "SCVI",
+    "LinearSCVI",
     "ModelConfig",
     "ScdecodeError",
     "ScdecodeWarning",
     "TrainConfig",
     "Trajectory",
+    "convert",
     "datasets",
     "decode_arguments",
     "errors",

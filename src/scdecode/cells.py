@@ -17,7 +17,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from pandas.api.types import is_bool_dtype, is_float_dtype, is_integer_dtype
 
+from scdecode.config import ModelConfig
 from scdecode.errors import (
     ConditionError,
     ConditionWarning,
@@ -29,7 +31,7 @@ from scdecode.errors import (
     warn,
 )
 from scdecode.matrices import check_counts, check_no_empty_cells, to_csr
-from scdecode.schema import Category, Columns, Schema, tabulate_conditions
+from scdecode.schema import Category, Columns, LevelKind, Schema, tabulate_conditions
 
 SETUP_KEY = "scdecode_setup"
 """Where in ``uns`` :func:`setup_anndata` notes the names of the columns."""
@@ -127,7 +129,7 @@ def check_columns(adata: AnnData, columns: Columns, optional: Sequence[str] = ()
         if isinstance(value, tuple) and len(set(value)) < len(value):
             raise InputError(f"{field.name}: {listing(value)} came, which names a column twice; each once was expected")
         for key in value if isinstance(value, tuple) else (value,):
-            if field.name == "layer" or key is None:
+            if field.name in ("layer", "unlabeled_category") or key is None:
                 continue
             if key not in names and key not in optional:
                 raise InputError(unknown_name(field.name, key, names, "columns of adata.obs"))
@@ -151,12 +153,12 @@ def read_training_cells(adata: AnnData) -> tuple[Schema, Cells]:
         )
     genes = tuple(adata.var_names.astype(str))
     _check_unique(genes)
-    batch, labels = (_levels(adata.obs, key) if key else None for key in (columns.batch_key, columns.labels_key))
+    batch = _levels(adata.obs, columns.batch_key) if columns.batch_key else None
+    labels = read_labels(adata.obs, columns)
     categorical = tuple(_levels(adata.obs, key) for key in columns.categorical_covariate_keys)
     counts = to_csr(*_matrix(adata, columns.layer))
     cells = _assemble(adata.obs, counts, columns, batch, categorical, labels, optional=())
     _warn_of_many_levels((batch, *categorical, labels), len(cells))
-    factors = cells.size_factor_n
     schema = Schema(
         genes=genes,
         columns=columns,
@@ -164,16 +166,31 @@ def read_training_cells(adata: AnnData) -> tuple[Schema, Cells]:
         labels=labels,
         categorical=categorical,
         continuous=columns.continuous_covariate_keys,
+    )
+    return knowing(schema, cells), cells
+
+
+def knowing(schema: Schema, cells: Cells) -> Schema:
+    """The schema with what the training cells tell: which conditions occurred, and how large the cells are."""
+    factors = cells.size_factor_n
+    return dataclasses.replace(
+        schema,
         conditions=tabulate_conditions(cells.codes_nc, cells.continuous_nd, n_aside=1),  # the label
         n_cells=len(cells),
         median_library=float(np.median(cells.library_n)),
         median_size_factor=None if factors is None else float(np.median(factors)),
         max_size_factor=None if factors is None else float(factors.max()),
     )
-    return schema, cells
 
 
-def read_cells(adata: AnnData, schema: Schema, *, need_conditions: bool, indices: np.ndarray | None = None) -> Cells:
+def read_cells(
+    adata: AnnData,
+    schema: Schema,
+    *,
+    need_conditions: bool,
+    need_all: bool = False,
+    indices: np.ndarray | None = None,
+) -> Cells:
     """Cells of any AnnData in the gene order and the codes of a trained model.
 
     Parameters
@@ -186,6 +203,8 @@ def read_cells(adata: AnnData, schema: Schema, *, need_conditions: bool, indices
         Whether a batch or a covariate that is not there is an error. An encoder that does not look at them does not
         need them, and none needs labels or a size factor. A column that is there is always read, and an unknown level
         is an error.
+    need_all
+        Whether labels and a size factor that are not there are an error, too: these are cells to train on.
     indices
         Cells to keep, positions or a mask; by default all.
 
@@ -202,7 +221,7 @@ def read_cells(adata: AnnData, schema: Schema, *, need_conditions: bool, indices
         raise InputError(f"adata: {type(adata).__name__} came, an AnnData was expected")
     columns = schema.columns
     seen = (columns.batch_key, *columns.categorical_covariate_keys, *columns.continuous_covariate_keys)
-    optional = [key for key in columns.obs_keys if not (need_conditions and key in seen)]
+    optional = [] if need_all else [key for key in columns.obs_keys if not (need_conditions and key in seen)]
     check_columns(adata, columns, optional)
     positions = _gene_positions(adata, schema)
     matrix, place = _matrix(adata, columns.layer)
@@ -308,20 +327,14 @@ def check_unchanged(cells: Cells) -> None:
         )
 
 
-def check_cells(cells: Cells, *, whole: bool, observed_library: bool) -> None:
+def check_cells(cells: Cells, config: ModelConfig) -> None:
     """Raise :class:`CountsError` for what a model of these options cannot take.
 
-    Parameters
-    ----------
-    cells
-        To be trained on or encoded.
-    whole
-        Whether the likelihood is one of counts, so that fractions are an error.
-    observed_library
-        Whether the total count is the library size, so that a cell without counts is an error.
+    That is fractions, where the likelihood is one of counts; and cells without counts, where the total is the library
+    size.
     """
-    check_counts(cells.counts, "adata", whole=whole)
-    if observed_library:
+    check_counts(cells.counts, "adata", whole=config.has_counts)
+    if config.use_observed_lib_size and not config.use_size_factor:
         check_no_empty_cells(cells.library_n, "adata")
 
 
@@ -353,12 +366,30 @@ def _gene_positions(adata: AnnData, schema: Schema) -> np.ndarray | None:
     return np.asarray(wanted[found])
 
 
+def read_labels(obs: pd.DataFrame, columns: Columns) -> Category | None:
+    """The labels that occur, the unlabelled category last, where there is one; None without a column of labels."""
+    if columns.labels_key is None:
+        return None
+    labels = _levels(obs, columns.labels_key)
+    return labels if columns.unlabeled_category is None else labels.with_last(columns.unlabeled_category)
+
+
 def _levels(obs: pd.DataFrame, key: str) -> Category:
     """The levels of a column that occur, in pandas' order."""
     names, _ = _factorize(obs[key], key)
     if len(set(names)) < len(names):
         raise ConditionError(f"adata.obs[{key!r}]: two of its levels have the same name as text {listing(names)}")
-    return Category(key, names)
+    return Category(key, names, _kind_of(obs[key]))
+
+
+def _kind_of(column: pd.Series) -> LevelKind:
+    levels = column.cat.categories.dtype if isinstance(column.dtype, pd.CategoricalDtype) else column.dtype
+    kinds: tuple[tuple[LevelKind, Any], ...] = (
+        ("bool", is_bool_dtype),
+        ("int", is_integer_dtype),
+        ("float", is_float_dtype),
+    )
+    return next((kind for kind, belongs in kinds if belongs(levels)), "str")
 
 
 def _factorize(column: pd.Series, key: str) -> tuple[tuple[str, ...], np.ndarray]:

@@ -145,13 +145,13 @@ def train(
     finally:
         if model.is_trained:  # where the loss broke, too: it has the weights of the last whole epoch
             model.save(out, overwrite=overwrite)
-    last = model.history.iloc[-1]
+    last = model.history_table.iloc[-1]
     of = "validation" if "elbo_validation" in last.dropna() else "train"
-    typer.echo(f"{out}: {len(model.history)} epochs, {last[f'elbo_{of}']:,.2f} nats a {of} cell (negative ELBO)")
+    typer.echo(f"{out}: {len(model.history_table)} epochs, {last[f'elbo_{of}']:,.2f} nats a {of} cell (negative ELBO)")
     if last["kl_weight"] < LITTLE_KL:
         typer.echo(
             f"note: the KL term ended at a weight of {last['kl_weight']:.2f}; for paths and counterfactuals pass "
-            f"--set n_epochs_kl_warmup={max(len(model.history) // 3, 1)} or less",
+            f"--set n_epochs_kl_warmup={max(len(model.history_table) // 3, 1)} or less",
             err=True,
         )
     if model.info()["ending"] == "interrupted":
@@ -164,7 +164,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all genes.")] = False,
 ) -> None:
     """Show a model's genes, batches, covariates, options and training."""
-    from scdecode.model import load
+    from scdecode.opening import load
 
     facts = load(model).info()
     if as_json:
@@ -209,7 +209,7 @@ def encode(
 ) -> None:
     """Write the latent representation of cells."""
     from scdecode.cells import open_anndata
-    from scdecode.model import load
+    from scdecode.opening import load
     from scdecode.tables import check_ending, write_latents
 
     check_ending(out, (".npy", ".csv", ".tsv", ".h5ad") if n_samples is None else (".npy",))
@@ -246,7 +246,7 @@ def decode(
     seed: Seed = 0,
 ) -> None:
     """Decode latent points, which need be no cell's, to gene expression."""
-    from scdecode.model import load
+    from scdecode.opening import load
     from scdecode.tables import read_points_file
 
     _check_result(out, overwrite)
@@ -299,7 +299,7 @@ def path(
     """Decode a path from one category of cells to another."""
     from scdecode import plot as plots
     from scdecode.cells import open_anndata
-    from scdecode.model import load
+    from scdecode.opening import load
     from scdecode.tables import check_ending
     from scdecode.trajectory import Trajectory
 

@@ -2,7 +2,8 @@
 
 Each condition is one value for all points, one value per point, several values to average over, or nothing. Nothing
 means the average over the combinations of the training cells, weighted by how many cells had them; where other
-conditions are given, over those combinations that have the given values.
+conditions are given, over those combinations that have the given values. Where the training cells are not known, it
+means the plain average over the levels.
 
 The outcome is a table of *slots*: every point belongs to a group, and a group has up to M slots, each a full
 combination of codes with a weight. Decoding a point is the weighted mean over its group's slots.
@@ -10,6 +11,8 @@ combination of codes with a weight. Decoding a point is the weighted mean over i
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -21,7 +24,7 @@ import pandas as pd
 from scdecode.errors import ConditionError, ConditionWarning, listing, warn
 from scdecode.library_size import read_library_size
 from scdecode.said import Said, arguments_again, in_words, obs_columns, read_categories, read_numbers
-from scdecode.schema import Schema
+from scdecode.schema import Schema, TrainingConditions
 
 LITTLE = 0.9
 """An average over the training conditions that covers less of their cells is warned of."""
@@ -103,6 +106,7 @@ def resolve(
             ConditionWarning,
         )
     relevant = [True] * (len(said) - 1) + [label_matters]
+    _check_averageable(schema, numbers)
     group_n, given_gc = _groups(said, n_points)
     make_slots = _SlotMaker(schema, said, numbers, relevant, max_conditions)
     slots = [make_slots(given) for given in given_gc]
@@ -114,7 +118,10 @@ def resolve(
         weights_gm[g, : len(s.weights)] = s.weights
         codes_gmc[g, : len(s.weights)] = s.codes
         continuous_gmd[g, : len(s.weights)] = s.continuous
-    _warn_of_unseen(schema, codes_gmc, weights_gm, relevant)
+    if schema.conditions is None:
+        _warn_of_uniform(schema, make_slots)
+    else:
+        _warn_of_unseen(schema.conditions, schema, codes_gmc, weights_gm, relevant)
     covered_g = np.array([s.covered for s in slots])
     n_asked = int((make_slots.weights > 0).sum())
     if n_asked > max_conditions:
@@ -123,7 +130,7 @@ def resolve(
             "weight are averaged; raise max_conditions for all of them",
             ConditionWarning,
         )
-    elif covered_g.min() < LITTLE:
+    elif covered_g.min() < LITTLE and schema.conditions is not None:
         warn(
             f"max_conditions: the {max_conditions:,} most frequent combinations, which are averaged, cover "
             f"{covered_g.min():.0%} of the training cells that have what was given; raise max_conditions, or say more",
@@ -192,9 +199,16 @@ class _SlotMaker:
         # a number of each point is filled in point by point
         self.rows[:, [self.n_codes + j for j, s in enumerate(numbers) if s.per_point is not None]] = np.nan
         self.match = [j for j in range(len(said)) if relevant[j] and j not in self.free]
-        table = schema.conditions
-        self.training = np.concatenate([table.codes_mc, table.continuous_md], axis=1)
-        self.n_cells_m = table.n_cells_m.astype(np.float64)
+        self.n_levels = schema.n_levels
+        self.training = None
+        if (table := schema.conditions) is not None:
+            self.training = np.concatenate([table.codes_mc, table.continuous_md], axis=1)
+            self.n_cells_m = table.n_cells_m.astype(np.float64)
+
+    @property
+    def n_free(self) -> int:
+        """Combinations of levels of what was not said."""
+        return math.prod(self.n_levels[j] for j in self.free)
 
     def _times(self, column: int, pairs: Sequence[tuple[float, float]]) -> None:
         """Every row with every value."""
@@ -210,27 +224,50 @@ class _SlotMaker:
         for j, value in enumerate(given):
             if value is not None:
                 rows[:, j] = value
-        if self.free:
-            rows, weights = self._join_training(rows, weights)
+        if self.training is None and self.n_free > 1:
+            rows, weights, covered = self._join_levels(rows, weights)
+            return self._slots(rows, weights, covered)
+        if self.training is not None and self.free:
+            rows, weights = self._join_training(self.training, rows, weights)
         order = np.argsort(-weights, kind="stable")
         kept = order[: self.max_conditions]
         kept = kept[weights[kept] > 0]
         covered = 1.0 if (weights[order[len(kept) :]] == 0).all() else float(weights[kept].sum() / weights.sum())
+        return self._slots(rows[kept], weights[kept], covered)
+
+    def _slots(self, rows: np.ndarray, weights: np.ndarray, covered: float) -> _Slots:
         return _Slots(
-            codes=rows[kept, : self.n_codes].astype(np.int64),
-            continuous=rows[kept, self.n_codes :].astype(np.float32),
-            weights=weights[kept] / weights[kept].sum(),
+            codes=rows[:, : self.n_codes].astype(np.int64),
+            continuous=rows[:, self.n_codes :].astype(np.float32),
+            weights=weights / weights.sum(),
             covered=covered,
         )
 
-    def _join_training(self, rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _join_levels(self, rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """Complete each row by all combinations of levels of what was not said, or a fair choice of as many as may be.
+
+        The choice is the same in each call: what is decoded must not depend on it.
+        """
+        rows, weights = rows[weights > 0], weights[weights > 0]
+        order = np.argsort(-weights, kind="stable")[: self.max_conditions]
+        kept = min(self.n_free, self.max_conditions // len(order))
+        chosen = sorted(random.Random(0).sample(range(self.n_free), kept))
+        codes = np.stack(np.unravel_index(chosen, [self.n_levels[j] for j in self.free]), axis=1)
+        full = np.repeat(rows[order], kept, axis=0)
+        full[:, self.free] = np.tile(codes, (len(order), 1))
+        share = float(weights[order].sum() / weights.sum()) * kept / self.n_free
+        return full, np.repeat(weights[order], kept), share
+
+    def _join_training(
+        self, training: np.ndarray, rows: np.ndarray, weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Complete each row by the training combinations that have its codes, in proportion to their cells."""
         completed, shares = [], []
         for row, weight in zip(rows, weights, strict=True):
-            fitting = (self.training[:, self.match] == row[self.match]).all(axis=1)
+            fitting = (training[:, self.match] == row[self.match]).all(axis=1)
             if not fitting.any():  # never together in training: the best that is known is the average over all
                 fitting[:] = True
-            free, which = np.unique(self.training[fitting][:, self.free], axis=0, return_inverse=True)
+            free, which = np.unique(training[fitting][:, self.free], axis=0, return_inverse=True)
             cells = np.bincount(which.reshape(-1), weights=self.n_cells_m[fitting])
             full = np.repeat(row[None], len(free), axis=0)
             full[:, self.free] = free
@@ -239,9 +276,45 @@ class _SlotMaker:
         return np.concatenate(completed), np.concatenate(shares)
 
 
-def _warn_of_unseen(schema: Schema, codes_gmc: np.ndarray, weights_gm: np.ndarray, relevant: list[bool]) -> None:
+def _check_averageable(schema: Schema, numbers: list[Said]) -> None:
+    """Raise :class:`ConditionError` for a continuous covariate of which nobody can tell the average."""
+    unsaid = [
+        name
+        for name, number in zip(schema.continuous, numbers, strict=True)
+        if number.averaged is None and number.per_point is None
+    ]
+    if unsaid and schema.conditions is None:
+        raise ConditionError(
+            f"continuous: {listing(unsaid)} were not given, and this model keeps no training cells whose values could "
+            f"be averaged (files of scvi-tools have none); pass continuous={{{unsaid[0]!r}: ...}}, or call "
+            "model.attach_reference(adata) once"
+        )
+
+
+def _warn_of_uniform(schema: Schema, make_slots: _SlotMaker) -> None:
+    if make_slots.n_free < 2:
+        return
+    categories = [schema.batch, *schema.categorical, schema.labels]
+    names = [c.key for j in make_slots.free if (c := categories[j]) is not None and len(c.names) > 1]
+    few = ""
+    if make_slots.n_free > make_slots.max_conditions:
+        few = f" over {make_slots.max_conditions:,} of their {make_slots.n_free:,} combinations, chosen at random"
+    warn(
+        f"conditions: {listing(names)} not given, and this model keeps no training cells to weigh the levels by: the "
+        f"result is the plain average{few}; say which you want, or call model.attach_reference(adata) once",
+        ConditionWarning,
+    )
+
+
+def _warn_of_unseen(
+    training: TrainingConditions,
+    schema: Schema,
+    codes_gmc: np.ndarray,
+    weights_gm: np.ndarray,
+    relevant: list[bool],
+) -> None:
     columns = np.flatnonzero(relevant)
-    seen = {tuple(row) for row in schema.conditions.codes_mc[:, columns].tolist()}
+    seen = {tuple(row) for row in training.codes_mc[:, columns].tolist()}
     used = {tuple(row) for row in codes_gmc[weights_gm > 0][:, columns].tolist()}
     unseen = sorted(used - seen)
     if unseen:

@@ -1,4 +1,4 @@
-"""What a model is and how it is trained: two frozen dataclasses, checked when made, to and from JSON."""
+"""What a model is and how it is trained: frozen dataclasses, checked when made, to and from JSON."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
 LatentDistribution = Literal["normal", "ln"]
 BatchRepresentation = Literal["one-hot", "embedding"]
 NormPlacement = Literal["encoder", "decoder", "both", "none"]
+DecoderKind = Literal["nonlinear", "linear"]
 
-Config = TypeVar("Config", "ModelConfig", "TrainConfig")
+Config = TypeVar("Config", "ModelConfig", "ClassifierConfig", "TrainConfig")
 
 NORM_PLACEMENTS = ("encoder", "decoder", "both", "none")
 
@@ -37,14 +38,14 @@ def from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
     return kind(**values)
 
 
-def _check_booleans(config: ModelConfig | TrainConfig) -> None:
+def _check_booleans(config: ModelConfig | ClassifierConfig | TrainConfig) -> None:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.type == "bool" and not isinstance(value, bool):
             raise ConfigError(f"{field.name}: {value!r} came, True or False was expected")
 
 
-def _to_python(config: ModelConfig | TrainConfig) -> None:
+def _to_python(config: ModelConfig | ClassifierConfig | TrainConfig) -> None:
     """Turn numpy's numbers, as a sweep over ``np.arange`` gives them, into Python's, which JSON takes."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -101,20 +102,47 @@ class ModelConfig:
     use_layer_norm: NormPlacement = "none"
     """Where the hidden layers have layer normalisation (without weights), after batch normalisation."""
 
+    decoder: DecoderKind = "nonlinear"
+    """Hidden layers, or one linear map from the latent point to the logits of the scale: that of ``LinearSCVI``."""
+
+    linear_bias: bool = False
+    """Whether the linear map has a bias; used with ``decoder="linear"`` alone."""
+
     def __post_init__(self) -> None:
         _to_python(self)
         _check_booleans(self)
         for name in ("n_hidden", "n_latent", "n_layers", "batch_embedding_dim"):
             check_integer(name, getattr(self, name), minimum=1)
-        check_number("dropout_rate", self.dropout_rate, 0.0, 1.0)
         check_choice("dispersion", self.dispersion, ("gene", "gene-batch", "gene-label", "gene-cell"))
         check_choice("gene_likelihood", self.gene_likelihood, ("zinb", "nb", "poisson", "normal"))
         check_choice("latent_distribution", self.latent_distribution, ("normal", "ln"))
         check_choice("batch_representation", self.batch_representation, ("one-hot", "embedding"))
         check_choice("use_batch_norm", self.use_batch_norm, NORM_PLACEMENTS)
         check_choice("use_layer_norm", self.use_layer_norm, NORM_PLACEMENTS)
-        if self.dropout_rate == 1.0:
-            raise ConfigError("dropout_rate: 1.0 came, which drops every unit; a number below 1 was expected")
+        check_choice("decoder", self.decoder, ("nonlinear", "linear"))
+        _check_dropout(self.dropout_rate)
+        if self.decoder == "linear":
+            self._check_linear()
+        elif self.linear_bias:
+            raise ConfigError("linear_bias: True came, but only decoder='linear' has such a bias")
+
+    def _check_linear(self) -> None:
+        """Raise :class:`ConfigError` for what a linear decoder, here as in scvi-tools, has no place for."""
+        allowed: dict[str, tuple[Any, ...]] = {
+            "dispersion": ("gene", "gene-batch"),
+            "gene_likelihood": ("zinb", "nb", "poisson"),
+            "use_size_factor": (False,),
+            "encode_covariates": (False,),
+            "batch_representation": ("one-hot",),
+            "use_batch_norm": ("both", "encoder"),
+            "use_layer_norm": ("none",),
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                among = " or ".join(repr(value) for value in values)
+                raise ConfigError(
+                    f"{name}: {getattr(self, name)!r} came, but a linear decoder takes {among} alone; SCVI takes it"
+                )
 
     @property
     def learns_library(self) -> bool:
@@ -125,6 +153,43 @@ class ModelConfig:
     def has_counts(self) -> bool:
         """Whether the likelihood is one of counts (whole numbers)."""
         return self.gene_likelihood != "normal"
+
+
+def _check_dropout(rate: float) -> None:
+    check_number("dropout_rate", rate, 0.0, 1.0)
+    if rate == 1.0:
+        raise ConfigError("dropout_rate: 1.0 came, which drops every unit; a number below 1 was expected")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """The options of the classifier of ``SCANVI``; None stands for the model's own."""
+
+    linear: bool = False
+    """One linear map from the latent point to the logits of the classes, and no hidden layer."""
+
+    n_layers: int | None = None
+    """Hidden layers."""
+
+    n_hidden: int | None = None
+    """Units in each hidden layer."""
+
+    dropout_rate: float | None = None
+    """Probability that a hidden unit is dropped in training."""
+
+    def __post_init__(self) -> None:
+        _to_python(self)
+        _check_booleans(self)
+        for name in ("n_layers", "n_hidden"):
+            value = getattr(self, name)
+            if value is not None:
+                check_integer(f"classifier_parameters: {name}", value, minimum=1)
+                if self.linear:
+                    raise ConfigError(
+                        f"classifier_parameters: {name} came, but a linear classifier has no hidden layer"
+                    )
+        if self.dropout_rate is not None:
+            _check_dropout(self.dropout_rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +238,12 @@ class TrainConfig:
     check_val_every_n_epoch: int = 1
     """Epochs from one validation to the next."""
 
+    classification_ratio: float = 50.0
+    """Weight of the cross-entropy of the labelled cells beside the bound; of ``SCANVI`` alone."""
+
+    n_samples_per_label: int | None = None
+    """Labelled cells of each class in an epoch, at most, drawn anew each time; None: all. Of ``SCANVI`` alone."""
+
     seed: int = 0
     """Seed of the split, the order of the cells, the dropout and the latent draws."""
 
@@ -199,6 +270,9 @@ class TrainConfig:
         check_number("early_stopping_min_delta", self.early_stopping_min_delta, 0.0)
         check_integer("early_stopping_warmup_epochs", self.early_stopping_warmup_epochs, minimum=0)
         check_integer("check_val_every_n_epoch", self.check_val_every_n_epoch, minimum=1)
+        check_number("classification_ratio", self.classification_ratio, 0.0)
+        if self.n_samples_per_label is not None:
+            check_integer("n_samples_per_label", self.n_samples_per_label, minimum=1)
         check_integer("seed", self.seed, minimum=0)
 
     def epochs(self, n_cells: int) -> int:

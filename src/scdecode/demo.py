@@ -70,8 +70,8 @@ def run_demo(
     model = SCVI(adata, n_latent=10, gene_likelihood="nb", seed=seed)
     # few cells: so the KL term is at its full weight well before the end, and the latent space is filled evenly
     model.train(max_epochs, n_epochs_kl_warmup=50, seed=seed)
-    loss = model.history["elbo_validation"].iloc[-1]
-    say(f"trained for {len(model.history)} epochs: {loss:,.1f} nats a validation cell (negative ELBO)")
+    loss = model.history_table["elbo_validation"].iloc[-1]
+    say(f"trained for {len(model.history_table)} epochs: {loss:,.1f} nats a validation cell (negative ELBO)")
     cell_type = adata.obs["cell_type"].to_numpy()
     posterior = {name: model.posterior(adata[cell_type == name]) for name in (START, END)}
     path = Trajectory.between(model, posterior[START], posterior[END], n_points=100)
@@ -100,7 +100,7 @@ def run_demo(
         files={name: Path(out) / name for name in WRITTEN},
         n_cells=adata.n_obs,
         n_genes=adata.n_vars,
-        epochs=len(model.history),
+        epochs=len(model.history_table),
         unsupported=int((~expression.obs["supported"]).sum()),
         risen=ranked[:-6:-1],
         fallen=ranked[:5],

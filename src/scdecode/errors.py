@@ -13,7 +13,8 @@
     ├── FormatError (ValueError)       a model directory cannot be read
     │   ├── CorruptModelError            truncated, edited, or a file is missing
     │   ├── NewerFormatError             written by a later scdecode
-    │   └── ForeignModelError            another program's model
+    │   ├── ForeignModelError            another program's model
+    │   └── UnsafeModelError             it asks for code that no model needs; nothing was run
     ├── OutputError (OSError)          a result cannot be written
     └── MissingExtraError (ImportError)  an optional dependency is not installed
 
@@ -82,6 +83,10 @@ class NewerFormatError(FormatError):
 
 class ForeignModelError(FormatError):
     """The directory holds another program's model."""
+
+
+class UnsafeModelError(FormatError):
+    """A file of a model asks for code that no model needs; nothing of it was run."""
 
 
 class OutputError(ScdecodeError, OSError):

@@ -23,7 +23,6 @@ from scdecode.devices import choose_device
 from scdecode.errors import InputError, PointsError, SupportWarning, listing, unknown_name, warn
 from scdecode.points import read_points
 from scdecode.provenance import make_frame
-from scdecode.reference import Reference
 from scdecode.results import OnTile, collect, stream
 from scdecode.schema import Schema
 from scdecode.support import FAR, Support
@@ -40,11 +39,11 @@ class Decodable(Protocol):
     schema: Schema
     vae: VAE
 
-    def reference(self) -> Reference:
-        """Training cells; an error where the model was not trained."""
+    def check_trained(self) -> None:
+        """An error where the model has no trained weights."""
 
-    def support_index(self) -> Support:
-        """What support is measured against; an error where the model was not trained."""
+    def support_index(self) -> Support | None:
+        """What support is measured against, where there is something."""
 
 
 def decode(
@@ -85,7 +84,9 @@ def decode(
     batch, labels
         A name for all points; a numpy array or pandas Series, one per point; a list of names to average over, or a
         mapping of names to weights. By default the average over the combinations of conditions that occurred in
-        training, weighted by their cells. ``labels`` matters with ``dispersion="gene-label"`` alone.
+        training, weighted by their cells; for a model that keeps no training cells (one of scvi-tools, until
+        :meth:`attach_reference`), the plain average over the levels. ``labels`` matters with
+        ``dispersion="gene-label"`` alone.
     categorical, continuous
         Mappings of covariate names to values, each in one of these forms; continuous covariates in the units of
         the training data.
@@ -118,8 +119,8 @@ def decode(
     -------
     AnnData
         Points x genes. ``obs`` has the conditions, ``library_size``, ``support`` (percent, see :meth:`support`) and
-        ``supported``; ``obsm["latent"]`` the points; ``uns["scdecode"]`` what was done, which
-        :func:`scdecode.decode_arguments` turns back into arguments.
+        ``supported``, both missing where the model has no reference cells; ``obsm["latent"]`` the points;
+        ``uns["scdecode"]`` what was done, which :func:`scdecode.decode_arguments` turns back into arguments.
 
     Raises
     ------
@@ -132,6 +133,7 @@ def decode(
     OutputError
         Where ``out`` cannot be written; nothing is left that looks finished.
     """
+    model.check_trained()
     support = model.support_index()
     read = read_points(
         points,
@@ -156,8 +158,10 @@ def decode(
     request = make_request(
         quantity, read, model.schema.n_genes, genes=positions, n_samples=n_samples, seed=seed, chunk_size=chunk_size
     )
-    support_n = support.percentile(read.z_nk)
-    _warn_of_support(support_n)
+    support_n = None
+    if support is not None:
+        support_n = support.percentile(read.z_nk)
+        _warn_of_support(support_n)
     frame = make_frame(model.schema, read, conditions, request, support_n)
     tiles = decode_tiles(model.vae, read, conditions, request, choose_device(device or "cpu"))
     return collect(tiles, frame, on_tile) if out is None else stream(tiles, frame, out, on_tile)
@@ -189,7 +193,7 @@ def distribution(
     torch.distributions.Distribution
         Of counts, ``(n, genes)``: ``log_prob``, ``mean``, ``variance``, ``sample``.
     """
-    model.reference()  # an untrained model is an error
+    model.check_trained()
     if not isinstance(z, Tensor) or z.dim() != 2 or z.shape[1] != model.config.n_latent:
         came = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
         raise PointsError(f"z: {came} came, a tensor of shape (n, {model.config.n_latent}) was expected")
@@ -219,8 +223,19 @@ def support(model: Decodable, points: Any, *, use_rep: str | None = None) -> np.
     ----------
     points, use_rep
         As for :meth:`decode`.
+
+    Raises
+    ------
+    InputError
+        For a model without reference cells: one of scvi-tools, until :meth:`attach_reference`.
     """
+    model.check_trained()
     index = model.support_index()
+    if index is None:
+        raise InputError(
+            "support: this model has no reference cells (files of scvi-tools have none); call "
+            "model.attach_reference(...) with its training cells, or with latent points of them"
+        )
     simplex = model.config.latent_distribution == "ln"
     read = read_points(points, model.config.n_latent, use_rep=use_rep, simplex=simplex)
     return index.percentile(read.z_nk).reshape(read.shape)

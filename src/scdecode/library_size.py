@@ -20,13 +20,12 @@ def read_library_size(
     schema: Schema, n_points: int, library_size: Any, point_names: pd.Index | None = None
 ) -> np.ndarray:
     """Library sizes, ``(1,)`` or ``(n,)`` float32."""
-    factor = schema.median_size_factor
-    if library_size is None:
-        return np.array([DEFAULT_LIBRARY if factor is None else factor], dtype=np.float32)
-    if isinstance(library_size, str):
-        if library_size != "observed":
+    if library_size is None and schema.columns.size_factor_key is None:
+        return np.array([DEFAULT_LIBRARY], dtype=np.float32)
+    if library_size is None or isinstance(library_size, str):
+        if library_size not in (None, "observed"):
             raise ConditionError(f"library_size: {library_size!r} came, a number, an array or 'observed' was expected")
-        return np.array([schema.median_library if factor is None else factor], dtype=np.float32)
+        return np.array([_median(schema)], dtype=np.float32)
     if isinstance(library_size, pd.Series) and point_names is not None:
         check_order("library_size", library_size.index, point_names)
     if isinstance(library_size, torch.Tensor):
@@ -53,8 +52,21 @@ def read_library_size(
     return rounded
 
 
+def _median(schema: Schema) -> float:
+    """The training cells' median of what the library size is in this model."""
+    key = schema.columns.size_factor_key
+    median = schema.median_library if key is None else schema.median_size_factor
+    if median is None:
+        unit = "counts" if key is None else f"the units of the size factor {key!r}"
+        raise ConditionError(
+            f"library_size: the median of the training cells was asked for, and this model keeps none of them (files "
+            f"of scvi-tools have none); pass a number, in {unit}, or call model.attach_reference(adata) once"
+        )
+    return median
+
+
 def _warn_of_strange_library(schema: Schema, sizes: np.ndarray) -> None:
-    if schema.median_size_factor is None:
+    if schema.columns.size_factor_key is None:
         if len(sizes) and sizes.max() < 20:
             warn(
                 f"library_size: {sizes.max():g} is taken as counts, and looks like the logarithm of a library size; "
@@ -62,7 +74,8 @@ def _warn_of_strange_library(schema: Schema, sizes: np.ndarray) -> None:
                 ConditionWarning,
             )
         return
-    assert schema.max_size_factor is not None, "both are there or neither is"
+    if schema.max_size_factor is None or schema.median_size_factor is None:
+        return  # nobody can tell what is usual
     if sizes.max() > 10 * schema.max_size_factor:
         warn(
             f"library_size: {sizes.max():g} came, and this model was set up with size factors (median "

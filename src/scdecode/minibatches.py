@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,21 +48,82 @@ def split_cells(n_cells: int, config: TrainConfig) -> Split:
     ConfigError
         Where fewer than two cells are left to train on.
     """
-    n_train = math.ceil(config.train_size * n_cells - 1e-9)
-    left = n_cells - n_train
-    n_validation = left if config.validation_size is None else min(math.floor(config.validation_size * n_cells), left)
-    if n_train < 2:
+    return _split([np.arange(n_cells)], config)
+
+
+def split_labelled(is_labelled_n: np.ndarray, config: TrainConfig) -> Split:
+    """Draw the training, validation and test cells of the labelled and of the others, each as :func:`split_cells`.
+
+    Each set then has its share of the labelled cells, which come first in it, as in scvi-tools.
+
+    Parameters
+    ----------
+    is_labelled_n
+        ``(n,)`` bool.
+    config
+        How to train.
+
+    Raises
+    ------
+    ConfigError
+        Where fewer than two labelled cells are left to train on: batch normalisation has no variance of one.
+    """
+    split = _split([np.flatnonzero(is_labelled_n), np.flatnonzero(~is_labelled_n)], config)
+    n_labelled = int(is_labelled_n[split.train].sum())
+    if n_labelled < 2:
         raise ConfigError(
-            f"train_size: {config.train_size} of {n_cells} cells leaves {n_train} to train on, at least 2 were expected"
+            f"train_size: {config.train_size} of {int(is_labelled_n.sum())} labelled cells leaves {n_labelled} to "
+            "train on, at least 2 were expected; label more cells"
         )
-    order = np.arange(n_cells)
-    if config.shuffle_set_split:
-        order = np.random.default_rng([config.seed, 0]).permutation(n_cells)
-    return Split(
-        train=order[n_validation : n_validation + n_train],
-        validation=order[:n_validation],
-        test=order[n_validation + n_train :],
-    )
+    return split
+
+
+def _split(groups: Sequence[np.ndarray], config: TrainConfig) -> Split:
+    """The sets of each group of cells, one group after the other."""
+    parts: tuple[list[np.ndarray], ...] = ([], [], [])
+    generator = np.random.default_rng([config.seed, 0])
+    for group in groups:
+        n_train = math.ceil(config.train_size * len(group) - 1e-9)
+        left = len(group) - n_train
+        n_validation = left
+        if config.validation_size is not None:
+            n_validation = min(math.floor(config.validation_size * len(group)), left)
+        if config.shuffle_set_split:
+            group = generator.permutation(group)
+        stops = (n_validation, n_validation + n_train)
+        for part, some in zip(parts, np.split(group, stops), strict=True):
+            part.append(some)
+    validation, train, test = (np.concatenate(part) for part in parts)
+    if len(train) < 2:
+        n_cells = sum(len(group) for group in groups)
+        raise ConfigError(
+            f"train_size: {config.train_size} of {n_cells} cells leaves {len(train)} to train on, at least 2 were "
+            "expected"
+        )
+    return Split(train=train, validation=validation, test=test)
+
+
+def labelled_order(
+    class_n: np.ndarray, rows: np.ndarray, n_samples_per_label: int | None, generator: np.random.Generator
+) -> np.ndarray:
+    """Positions of labelled cells in the order of an epoch.
+
+    Parameters
+    ----------
+    class_n
+        ``(n,)`` the class of each cell.
+    rows
+        Positions of the labelled cells among them.
+    n_samples_per_label
+        Cells of each class, at most; None: all.
+    generator
+        Of the choice and of the order.
+    """
+    if n_samples_per_label is not None:
+        classes = (rows[class_n[rows] == one] for one in np.unique(class_n[rows]))
+        chosen = (generator.permutation(members)[:n_samples_per_label] for members in classes)
+        rows = np.concatenate(list(chosen))
+    return generator.permutation(rows)
 
 
 def rows_of(order: np.ndarray, size: int, *, lone: bool = False) -> Iterator[np.ndarray]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
 from torch import Tensor
-from torch.distributions import Normal
 
+from scdecode import arguments, describing, evidence, expression, keeping, latents, normalized, view
 from scdecode import config as configs
-from scdecode import expression
-from scdecode.cells import Cells, check_cells, check_unchanged, read_cells, read_training_cells, setup_anndata
+from scdecode.cells import Cells, check_cells, read_training_cells, setup_anndata
 from scdecode.config import (
     BatchRepresentation,
     Dispersion,
@@ -28,15 +26,13 @@ from scdecode.config import (
     TrainConfig,
 )
 from scdecode.devices import choose_device, seeded
-from scdecode.encoding import BATCH_SIZE, Posterior, encode, latent_draws, latent_mean
 from scdecode.errors import InputError, NotTrainedError, TrainingWarning, check_integer, warn
-from scdecode.formats import native
-from scdecode.formats.native import StoredModel, build_vae
+from scdecode.formats.stored import Origin, StoredModel, build_vae
 from scdecode.progress import training_progress
 from scdecode.reference import Reference, make_reference
 from scdecode.schema import Columns, Schema
 from scdecode.support import Support, make_support
-from scdecode.training import History, OnEpoch, fit
+from scdecode.training import History, Network, OnEpoch, fit
 from scdecode.vae import VAE
 
 
@@ -55,6 +51,9 @@ class SCVI:
         Where the hidden layers are normalised.
     seed
         Of the initial weights.
+    **others
+        Of scvi-tools: ``batch_embedding_kwargs={"embedding_dim": ...}`` is ``batch_embedding_dim``; whatever else its
+        network takes is an error unless it is the default.
 
     Raises
     ------
@@ -92,7 +91,9 @@ class SCVI:
         use_batch_norm: NormPlacement = "both",
         use_layer_norm: NormPlacement = "none",
         seed: int = 0,
+        **others: Any,
     ) -> None:
+        embedding_dim = arguments.model_options(others).get("batch_embedding_dim", batch_embedding_dim)
         schema, cells = read_training_cells(adata)
         config = ModelConfig(
             n_hidden=n_hidden,
@@ -107,44 +108,63 @@ class SCVI:
             encode_covariates=encode_covariates,
             deeply_inject_covariates=deeply_inject_covariates,
             batch_representation=batch_representation,
-            batch_embedding_dim=batch_embedding_dim,
+            batch_embedding_dim=embedding_dim,
             use_batch_norm=use_batch_norm,
             use_layer_norm=use_layer_norm,
         )
-        _check(cells, config)
+        self._make(adata, config, schema, cells, seed)
+
+    def _make(self, adata: AnnData, config: ModelConfig, schema: Schema, cells: Cells, seed: int) -> None:
+        """A model with random weights, of cells that were read."""
+        check_cells(cells, config)
         check_integer("seed", seed, minimum=0)
         with seeded(seed, torch.device("cpu")):
             vae = build_vae(config, schema, _library_prior(cells, schema.n_batches))
         self._set(config, schema, vae.eval().requires_grad_(False))
         self._cells: Cells | None = cells
+        self._adata: AnnData | None = adata
         self._seed = seed
 
+    def _network(self) -> Network:
+        """What is trained."""
+        return self.vae
+
     def _set(self, config: ModelConfig, schema: Schema, vae: VAE) -> None:
+        """Everything but the cells, as it is before training."""
         self.config = config
         self.schema = schema
         self.vae = vae
         self.train_config = TrainConfig()
         self._cells = None
+        self._adata = None
         self._reference: Reference | None = None
         self._train_rows: np.ndarray | None = None
+        self._trained = False
+        self._origin: Origin | None = None
+        self._kept: dict[str, Tensor] = {}
         self._support: Support | None = None
         self._history = pd.DataFrame()
         self._ending = "not trained"
 
     @classmethod
-    def _of(cls, stored: StoredModel) -> SCVI:
+    def _of(cls, stored: StoredModel) -> Self:
+        """The model that a directory holds."""
         model = cls.__new__(cls)
         model._set(stored.config, stored.schema, stored.vae)
         model.train_config = stored.train_config
         model._reference = stored.reference
+        model._trained = stored.trained
+        model._origin = stored.origin
+        model._kept = stored.kept
         model._history = pd.DataFrame(stored.summary["history"]).rename_axis(index="epoch")
         model._ending = stored.summary["ending"]
         return model
 
     # -- cells in --------------------------------------------------------------------------------------------------
 
-    @staticmethod
+    @classmethod
     def setup_anndata(
+        cls,
         adata: AnnData,
         layer: str | None = None,
         batch_key: str | None = None,
@@ -152,6 +172,7 @@ class SCVI:
         size_factor_key: str | None = None,
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
+        **others: Any,
     ) -> None:
         """Say where in an AnnData the counts and the conditions are; noted in ``adata.uns["scdecode_setup"]``.
 
@@ -167,12 +188,15 @@ class SCVI:
             A column of positive size factors, used in the place of the total count.
         categorical_covariate_keys, continuous_covariate_keys
             Columns of further conditions.
+        **others
+            There are no others; any is an error.
 
         Raises
         ------
         InputError
             For a layer or a column that is not there; the message lists those that are.
         """
+        arguments.refuse(f"{cls.__name__}.setup_anndata", others, {})
         lists = {
             "categorical_covariate_keys": categorical_covariate_keys,
             "continuous_covariate_keys": continuous_covariate_keys,
@@ -195,6 +219,19 @@ class SCVI:
     def train(
         self,
         max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,
+        load_sparse_tensor: bool = False,
+        batch_size: int | None = 128,
+        early_stopping: bool = False,
+        datasplitter_kwargs: Mapping[str, Any] | None = None,
+        plan_config: Any = None,
+        plan_kwargs: Any = None,
+        datamodule: None = None,
+        trainer_config: Any = None,
         *,
         device: str = "auto",
         checkpoint: str | Path | None = None,
@@ -208,17 +245,26 @@ class SCVI:
         ----------
         max_epochs
             Passes over the training cells; by default fewer for more cells, at most 400.
+        accelerator, devices
+            scvi-tools' words for ``device``: ``accelerator="gpu", devices=[1]`` is ``device="cuda:1"``.
+        train_size, validation_size, shuffle_set_split, batch_size, early_stopping
+            See :class:`scdecode.TrainConfig`.
+        plan_kwargs, plan_config, trainer_config, datasplitter_kwargs
+            Mappings of further options, or scvi-tools' configurations. What is passed by itself goes first.
         device
             ``"cpu"``, ``"cuda"``, ``"mps"``; ``"auto"`` takes a CUDA device where there is one.
         checkpoint
             A file to keep the state in after each epoch; where it exists, training goes on from it.
         progress
-            Whether to show a progress bar; there is none where the output is no terminal.
+            Whether to show a progress bar (``enable_progress_bar`` in scvi-tools); there is none where the output is no
+            terminal.
         on_epoch
             Called after each epoch with the epochs done, the epochs to do, and the epoch's row of the history.
+        load_sparse_tensor, datamodule
+            Of scvi-tools, and not offered.
         **options
-            The other fields of :class:`scdecode.TrainConfig`: ``batch_size``, ``early_stopping``, ``lr``,
-            ``n_epochs_kl_warmup``, ``train_size``, ``seed`` and so on.
+            The other fields of :class:`scdecode.TrainConfig`: ``lr``, ``n_epochs_kl_warmup``, ``seed`` and so on. Other
+            options of scvi-tools are an error unless they are the default.
 
         Raises
         ------
@@ -233,8 +279,24 @@ class SCVI:
             raise InputError(
                 "train: this model was opened from files and has no cells; make a new one with SCVI(adata)"
             )
-        config = configs.from_dict(TrainConfig, {"max_epochs": max_epochs, **options})
-        with training_progress(enabled=progress) as show:
+        fields, bar = arguments.train_options(
+            max_epochs=max_epochs,
+            train_size=train_size,
+            validation_size=validation_size,
+            shuffle_set_split=shuffle_set_split,
+            load_sparse_tensor=load_sparse_tensor,
+            batch_size=batch_size,
+            early_stopping=early_stopping,
+            datasplitter_kwargs=datasplitter_kwargs,
+            plan_config=plan_config,
+            plan_kwargs=plan_kwargs,
+            datamodule=datamodule,
+            trainer_config=trainer_config,
+            **options,
+        )
+        config = configs.from_dict(TrainConfig, fields)
+        there = choose_device(arguments.device_name(accelerator, devices, device))
+        with training_progress(enabled=progress and bar) as show:
 
             def tell(done: int, total: int, row: dict[str, float]) -> None:
                 show(done, total, row)
@@ -242,10 +304,10 @@ class SCVI:
                     on_epoch(done, total, row)
 
             result = fit(
-                self.vae,
+                self._network(),
                 self._cells,
                 config,
-                device=choose_device(device),
+                device=there,
                 on_epoch=tell,
                 checkpoint=checkpoint,
                 on_failure=lambda history: self._adopt(history, config),
@@ -262,94 +324,55 @@ class SCVI:
         self.train_config = config
         self._history = pd.concat([before, result.table], ignore_index=True).rename_axis(index="epoch")
         self._ending = result.ending
-        self._reference, self._support = None, None
+        self._reference, self._support, self._trained = None, None, True
         self._train_rows = result.split.train  # an interrupt from here on costs nothing: reference() makes it then
         self.reference()
 
     @property
     def is_trained(self) -> bool:
         """Whether the model has trained weights."""
-        return self._reference is not None or self._train_rows is not None
+        return self._trained
+
+    def check_trained(self) -> None:
+        """Raise :class:`NotTrainedError` where the model has no trained weights."""
+        if not self._trained:
+            raise NotTrainedError("the model has no trained weights; call model.train() first")
 
     @property
-    def history(self) -> pd.DataFrame:
+    def history(self) -> dict[str, pd.DataFrame]:
+        """The history as scvi-tools gives it: a table of one column for each quantity, with the epochs it is known of.
+
+        Losses in nats a cell, of the training and of the validation cells: ``elbo`` (negative), ``kl_global`` (zero),
+        ``reconstruction_loss``, ``kl_local``, ``train_loss`` and ``validation_loss``. Empty before training.
+        """
+        return arguments.history_of(self._history)
+
+    @property
+    def history_table(self) -> pd.DataFrame:
         """A row an epoch: ELBO, reconstruction loss and KL in nats a cell, of the training and validation cells."""
         return self._history
 
+    @property
+    def adata(self) -> AnnData | None:
+        """The AnnData that the model was made of; None where it was opened from files without one."""
+        return self._adata
+
     # -- cells to latents ------------------------------------------------------------------------------------------
 
-    def posterior(
-        self, adata: AnnData | None = None, *, indices: Any = None, batch_size: int = BATCH_SIZE, device: str = "cpu"
-    ) -> Normal:
-        """The posterior q(z | x) of each cell: a torch ``Normal`` of shape ``(n, k)``.
+    posterior = latents.posterior
+    get_latent_representation = latents.get_latent_representation
+    get_latent_library_size = latents.get_latent_library_size
+    get_batch_representation = latents.get_batch_representation
 
-        :meth:`decode` takes it as points with a spread. For ``latent_distribution="ln"`` it is that of z before its
-        softmax, and :meth:`get_latent_representation` gives latent points.
+    # -- cells to what the model makes of them: as in scvi-tools ---------------------------------------------------
 
-        Parameters
-        ----------
-        adata
-            Cells; genes may be in another order and there may be more of them. By default the cells of training.
-        indices
-            Positions or a mask of the cells wanted; by default all.
-        batch_size
-            Cells that are made dense at once.
-        device
-            Where to compute.
-
-        Raises
-        ------
-        CountsError, ConditionError, InputError
-            For genes that are missing, values that are no counts, unknown categories, missing columns.
-        """
-        posterior = self._posterior(adata, indices, batch_size, device)
-        return Normal(posterior.mean_nk, posterior.variance_nk.sqrt(), validate_args=False)
-
-    def get_latent_representation(
-        self,
-        adata: AnnData | None = None,
-        indices: Any = None,
-        give_mean: bool = True,
-        mc_samples: int = 5000,
-        batch_size: int | None = None,
-        *,
-        n_samples: int | None = None,
-        seed: int = 0,
-        device: str = "cpu",
-    ) -> np.ndarray:
-        """Latent points of cells, ``(n, k)`` float32.
-
-        Parameters
-        ----------
-        adata, indices, batch_size, device
-            As for :meth:`posterior`.
-        give_mean
-            The posterior mean; otherwise a draw from the posterior.
-        mc_samples
-            Draws for the mean of ``latent_distribution="ln"``, which has no closed form.
-        n_samples
-            Draw that many points of each cell: ``(n_samples, n, k)``.
-        seed
-            Of the draws.
-        """
-        posterior = self._posterior(adata, indices, BATCH_SIZE if batch_size is None else batch_size, device)
-        if n_samples is not None:
-            return latent_draws(posterior, self.config, n_samples, seed=seed)
-        if give_mean:
-            return latent_mean(posterior, self.config, n_draws=mc_samples, seed=seed)
-        return latent_draws(posterior, self.config, 1, seed=seed)[0]
-
-    def _posterior(self, adata: AnnData | None, indices: Any, batch_size: int, device: str) -> Posterior:
-        self.reference()  # an untrained model is an error
-        if adata is not None:
-            cells = read_cells(adata, self.schema, need_conditions=self.config.encode_covariates, indices=indices)
-            _check(cells, self.config)
-        elif self._cells is not None:
-            check_unchanged(self._cells)
-            cells = self._cells if indices is None else self._cells.at(indices)
-        else:
-            raise InputError("adata: none came, and a model that was opened from files has no cells; pass an AnnData")
-        return encode(self.vae, cells, batch_size=batch_size, device=choose_device(device))
+    get_normalized_expression = normalized.get_normalized_expression
+    get_likelihood_parameters = normalized.get_likelihood_parameters
+    posterior_predictive_sample = normalized.posterior_predictive_sample
+    get_feature_correlation_matrix = normalized.get_feature_correlation_matrix
+    get_elbo = evidence.get_elbo
+    get_reconstruction_error = evidence.get_reconstruction_error
+    get_marginal_ll = evidence.get_marginal_ll
 
     # -- latents to expression -------------------------------------------------------------------------------------
 
@@ -368,100 +391,87 @@ class SCVI:
         ------
         NotTrainedError
             Before the model is trained.
+        InputError
+            For a model that keeps none: one of scvi-tools, until :meth:`attach_reference`.
         """
-        if self._reference is None:
-            if self._train_rows is None or self._cells is None:
-                raise NotTrainedError("the model has no trained weights; call model.train() first")
+        reference = self._known_reference()
+        if reference is None:
+            raise InputError(
+                "reference: this model keeps no training cells (files of scvi-tools have none); call "
+                "model.attach_reference(...) with them, or with latent points of them"
+            )
+        return reference
+
+    def _known_reference(self) -> Reference | None:
+        self.check_trained()
+        if self._reference is None and self._train_rows is not None and self._cells is not None:
             self._reference = make_reference(self.vae, self._cells, self._train_rows, self.train_config.seed)
         return self._reference
 
-    def support_index(self) -> Support:
-        """What :meth:`support` measures against; made when it is first needed."""
-        if self._support is None:
-            self._support = make_support(self.reference().latent_rk)
+    def support_index(self) -> Support | None:
+        """What :meth:`support` measures against, made when it is first needed; None without a reference."""
+        if self._support is None and (reference := self._known_reference()) is not None:
+            self._support = make_support(reference.latent_rk)
         return self._support
 
     # -- keeping ---------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the model to a directory, which appears whole or not at all.
+    save = keeping.save
+    attach_reference = keeping.attach_reference
+    info = describing.info
+    view_anndata_setup = view.view_anndata_setup
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: str | Path,
+        adata: AnnData | None = None,
+        accelerator: str = "auto",
+        device: str = "auto",
+        prefix: str | None = None,
+        backup_url: str | None = None,
+    ) -> Self:
+        """Open a model directory, of scdecode or of scvi-tools; :func:`scdecode.load` does so without cells.
 
         Parameters
         ----------
-        path
-            The directory.
-        overwrite
-            Whether to replace one that is there.
+        dir_path, prefix
+            As for :func:`scdecode.load`.
+        adata
+            The cells that the model was trained on: they are then its cells, as after a training, and it can be trained
+            further. By default ``adata.h5ad`` in the directory, where there is one; otherwise the model has none.
+        accelerator, device, backup_url
+            Of scvi-tools; other values than the default are an error: each method is told where to compute.
 
         Raises
         ------
-        OutputError
-            Where it cannot be written, or is there already.
+        FormatError
+            As for :func:`scdecode.load`; also for a model of another class.
+        InputError, CountsError, ConditionError
+            Where the cells do not fit the model.
         """
-        summary = {"history": self._history.to_dict(orient="list"), "ending": self._ending}
-        stored = StoredModel(
+        others = {"accelerator": accelerator, "device": device, "backup_url": backup_url}
+        return keeping.load(cls, dir_path, adata, prefix, others)
+
+    def stored(self) -> StoredModel:
+        """What a directory is to hold of the model."""
+        return StoredModel(
+            class_name=type(self).__name__,
             config=self.config,
             schema=self.schema,
             vae=self.vae,
-            reference=self.reference(),
+            reference=self._known_reference(),
             train_config=self.train_config,
-            summary=summary,
+            summary={"history": self._history.to_dict(orient="list"), "ending": self._ending},
             version=version("scdecode"),
+            trained=self._trained,
+            origin=self._origin,
+            kept=self._kept,
         )
-        native.write(path, stored, overwrite=overwrite)
-
-    def info(self) -> dict[str, Any]:
-        """What the model is, for people and for JSON: genes, conditions, options, training."""
-        schema, last = self.schema, self._history.tail(1)
-        categories = [c for c in (schema.batch, *schema.categorical, schema.labels) if c is not None]
-        return {
-            "class": type(self).__name__,
-            "n_genes": schema.n_genes,
-            "genes": list(schema.genes),
-            "n_cells": schema.n_cells,
-            "median_library_size": schema.median_library,
-            "columns": dataclasses.asdict(schema.columns),
-            "categories": {c.key: list(c.names) for c in categories},
-            "continuous": list(schema.continuous),
-            "n_conditions": len(schema.conditions.n_cells_m),
-            "options": dataclasses.asdict(self.config),
-            "training": dataclasses.asdict(self.train_config),
-            "epochs": len(self._history),
-            "ending": self._ending,
-            "last_epoch": {str(key): float(value) for key, value in last.iloc[0].dropna().items()} if len(last) else {},
-            "n_reference": 0 if self._reference is None else len(self._reference.latent_rk),
-        }
 
     def __repr__(self) -> str:
         """The size, the options and the state, in two lines."""
-        c, s = self.config, self.schema
-        trained = f"trained for {len(self._history)} epochs" if self.is_trained else "not trained"
-        return (
-            f"{type(self).__name__}: {s.n_cells:,} cells x {s.n_genes:,} genes, {s.n_batches} batches, {trained}\n"
-            f"  {c.gene_likelihood}, dispersion {c.dispersion}, {c.n_latent} latent dimensions, "
-            f"{c.n_layers} hidden layer(s) of {c.n_hidden}"
-        )
-
-
-def load(path: str | Path) -> SCVI:
-    """Open a model directory; it needs no AnnData.
-
-    Parameters
-    ----------
-    path
-        What :meth:`SCVI.save` wrote.
-
-    Raises
-    ------
-    FormatError
-        Where there is no model; its kinds say whether it was edited, is newer than this scdecode, or another program's.
-    """
-    return SCVI._of(native.read(path))
-
-
-def _check(cells: Cells, config: ModelConfig) -> None:
-    observed = config.use_observed_lib_size and not config.use_size_factor
-    check_cells(cells, whole=config.has_counts, observed_library=observed)
+        return describing.in_two_lines(self)
 
 
 def _library_prior(cells: Cells, n_batches: int) -> tuple[Tensor, Tensor]:

@@ -174,6 +174,69 @@ class Decoder(nn.Module):
         return scale if genes is None else scale[..., genes]
 
 
+class LinearHead(nn.Module):
+    """One linear map of a latent point and its conditions to every gene, with batch normalisation where asked."""
+
+    def __init__(self, n_in: int, n_genes: int, n_levels: Sequence[int], *, batch_norm: bool, bias: bool) -> None:
+        super().__init__()
+        self.linear = CovariateLinear(n_in, n_genes, n_levels, bias=bias)
+        self.batch_norm = nn.BatchNorm1d(n_genes, eps=1e-3, momentum=0.01) if batch_norm else None
+
+    def forward(self, x: Tensor, codes: Tensor | None) -> Tensor:
+        """Map ``x`` (..., n_in) to (..., n_genes)."""
+        x = self.linear(x, codes)
+        return x if self.batch_norm is None else self.batch_norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+
+    def loadings(self) -> Tensor:
+        """The change of each gene's output with each input, ``(n_genes, n_in)``, without the conditions' columns.
+
+        In evaluation mode batch normalisation is a linear map too: the weights are divided by the running standard
+        deviation of their gene, and multiplied by its learned scale.
+        """
+        weight = self.linear.weight[:, : self.linear.n_input]
+        if self.batch_norm is None:
+            return weight
+        variance = self.batch_norm.running_var
+        assert variance is not None, "batch normalisation here keeps its statistics"
+        return (self.batch_norm.weight / (variance + self.batch_norm.eps).sqrt())[:, None] * weight
+
+
+class LinearDecoder(nn.Module):
+    """A :class:`Decoder` without hidden layers (Svensson et al. 2020, Bioinformatics 36:3418, Methods).
+
+    Each gene's logit of the scale is a weighted sum of the latent dimensions, so that the weights say which genes go
+    with a dimension. Both heads exist whatever the likelihood, as in scvi-tools; no head gives a dispersion.
+    """
+
+    def __init__(self, n_in: int, n_genes: int, n_levels: Sequence[int], *, batch_norm: bool, bias: bool) -> None:
+        super().__init__()
+        self.scale = LinearHead(n_in, n_genes, n_levels, batch_norm=batch_norm, bias=bias)
+        self.zi_logits = LinearHead(n_in, n_genes, n_levels, batch_norm=batch_norm, bias=bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        codes: Tensor | None,
+        *,
+        zero_inflated: bool,
+        cell_dispersion: bool,
+        genes: Tensor | None = None,
+    ) -> DecoderOutput:
+        """Decode as :meth:`Decoder.forward` does."""
+        assert not cell_dispersion, "a linear decoder has no dispersion of its own"
+        log_scale = log_softmax(self.scale(x, codes), dim=-1)
+        zi_logits = self.zi_logits(x, codes) if zero_inflated else None
+        if genes is not None:
+            log_scale = log_scale[..., genes]
+            zi_logits = None if zi_logits is None else zi_logits[..., genes]
+        return DecoderOutput(log_scale=log_scale, zi_logits=zi_logits, log_theta=None)
+
+    def scale_of(self, x: Tensor, codes: Tensor | None, *, genes: Tensor | None = None) -> Tensor:
+        """The scale alone, as :meth:`Decoder.scale_of`."""
+        scale = torch.softmax(self.scale(x, codes), dim=-1)
+        return scale if genes is None else scale[..., genes]
+
+
 def _head(head: nn.Linear, hidden: Tensor, genes: Tensor | None) -> Tensor:
     return head(hidden) if genes is None else linear(hidden, head.weight[genes], head.bias[genes])
 

@@ -169,7 +169,8 @@ def trends(expression: AnnData, genes: Sequence[str], *, ax: Axes | None = None,
 
 def _mark_unsupported(ax: Axes, expression: AnnData, edges: np.ndarray) -> None:
     """Grey stripes from edge to edge around the points that are not supported."""
-    far = np.flatnonzero(~expression.obs["supported"].to_numpy(dtype=bool))
+    # where support is unknown nothing is marked
+    far = np.flatnonzero(~expression.obs["supported"].fillna(True).to_numpy(dtype=bool))
     for number, i in enumerate(far):
         label = "far from training cells" if number == 0 else None
         ax.axvspan(edges[i], edges[i + 1], color=_FAR_COLOUR, alpha=0.35, linewidth=0, label=label)
@@ -300,7 +301,7 @@ def _palette(n: int) -> list[Any]:
 
 def history(model: SCVI, *, ax: Axes | None = None) -> Axes:
     """The loss (negative ELBO, nats a cell) of training and validation cells by epoch."""
-    table = model.history
+    table = model.history_table
     if table.empty:
         raise InputError("model: it has no history; train it first")
     ax = _axes(ax, (5.0, 3.2))

@@ -56,7 +56,7 @@ class Frame:
 
 
 def make_frame(
-    schema: Schema, points: Points, conditions: Conditions, request: Request, support_n: np.ndarray
+    schema: Schema, points: Points, conditions: Conditions, request: Request, support_n: np.ndarray | None
 ) -> Frame:
     """What the result of a request says of itself.
 
@@ -67,13 +67,17 @@ def make_frame(
     points, conditions, request
         What was asked for.
     support_n
-        Percentile of each point.
+        Percentile of each point; None where there is nothing to measure against.
     """
     obs = conditions.obs.copy()
     if points.time is not None:
         obs["time"] = points.time
-    obs["support"] = support_n
-    obs["supported"] = support_n <= FAR
+    if support_n is None:
+        obs["support"] = np.full(len(points), np.nan, dtype=np.float32)
+        obs["supported"] = pd.array([pd.NA] * len(points), dtype="boolean")
+    else:
+        obs["support"] = support_n
+        obs["supported"] = support_n <= FAR
     if len(points.shape) > 1:
         for axis, index in enumerate(np.unravel_index(np.arange(len(points)), points.shape)):
             obs[f"axis_{axis}"] = index
@@ -101,6 +105,8 @@ def make_frame(
         "library": "size factor" if schema.columns.size_factor_key is not None else "counts",
         "shape": np.array(points.shape, dtype=np.int64),
         "conditions": json.dumps(slots_in_words(schema, conditions)),
+        "averaged_by": "levels, equally" if schema.conditions is None else "training cells",
+        "support": "unknown: the model has no reference cells" if support_n is None else "percent of reference cells",
         "conditions_covered": float(conditions.covered_g.min()),
         "arguments": json.dumps(arguments),
     }

@@ -19,11 +19,12 @@ class Reference:
     """Latents of up to :data:`MAX_REFERENCE` training cells, with their conditions."""
 
     latent_rk: np.ndarray  # (r, k) float32: the posterior mean of the latent point
-    mean_rk: np.ndarray  # (r, k) float32: the posterior mean of z; another thing than latent_rk only for "ln"
-    variance_rk: np.ndarray  # (r, k) float32: the posterior variance of z
-    codes_rc: np.ndarray  # (r, c) int64: batch, each categorical covariate, label
-    continuous_rd: np.ndarray  # (r, d) float32
-    library_r: np.ndarray  # (r,) float32: total counts, or the size factor
+    # the rest is there or not together: where latent points alone were attached, it is not
+    mean_rk: np.ndarray | None = None  # (r, k) float32: the posterior mean of z; not latent_rk only for "ln"
+    variance_rk: np.ndarray | None = None  # (r, k) float32: the posterior variance of z
+    codes_rc: np.ndarray | None = None  # (r, c) int64: batch, each categorical covariate, label
+    continuous_rd: np.ndarray | None = None  # (r, d) float32
+    library_r: np.ndarray | None = None  # (r,) float32: total counts, or the size factor
 
 
 def make_reference(vae: VAE, cells: Cells, train: np.ndarray, seed: int) -> Reference:
@@ -40,9 +41,7 @@ def make_reference(vae: VAE, cells: Cells, train: np.ndarray, seed: int) -> Refe
     seed
         Of the choice.
     """
-    if len(train) > MAX_REFERENCE:
-        train = np.random.default_rng([seed, 2]).choice(train, MAX_REFERENCE, replace=False)
-    rows = np.sort(train)
+    rows = _choose(train, seed)
     posterior = encode(vae, cells, rows=rows)
     library_n = cells.library_n if cells.size_factor_n is None else cells.size_factor_n
     return Reference(
@@ -53,3 +52,14 @@ def make_reference(vae: VAE, cells: Cells, train: np.ndarray, seed: int) -> Refe
         continuous_rd=cells.continuous_nd[rows],
         library_r=library_n[rows],
     )
+
+
+def reference_of_latents(latent_nk: np.ndarray, seed: int = 0) -> Reference:
+    """Latent points of training cells of which nothing else is known, or a random choice of them."""
+    return Reference(latent_rk=latent_nk[_choose(np.arange(len(latent_nk)), seed)])
+
+
+def _choose(rows: np.ndarray, seed: int) -> np.ndarray:
+    if len(rows) > MAX_REFERENCE:
+        rows = np.random.default_rng([seed, 2]).choice(rows, MAX_REFERENCE, replace=False)
+    return np.sort(rows)

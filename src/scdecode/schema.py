@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,6 +27,8 @@ class Columns:
     size_factor_key: str | None = None
     categorical_covariate_keys: tuple[str, ...] = ()
     continuous_covariate_keys: tuple[str, ...] = ()
+    unlabeled_category: str | None = None
+    """The label of cells whose label is not known: the last of the labels, and no class; of ``SCANVI`` alone."""
 
     @property
     def obs_keys(self) -> tuple[str, ...]:
@@ -36,12 +38,36 @@ class Columns:
         return named + self.categorical_covariate_keys + self.continuous_covariate_keys
 
 
+LevelKind = Literal["str", "int", "float", "bool"]
+_PARSERS: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": {"True": True, "False": False}.__getitem__}
+
+
 @dataclass(frozen=True)
 class Category:
     """A categorical condition: its column of ``obs`` and the names of its levels, in the order of their codes."""
 
     key: str
     names: tuple[str, ...]
+    kind: LevelKind = "str"
+    """What the levels are in the column of ``obs``; here they are always names."""
+
+    @property
+    def values(self) -> np.ndarray:
+        """The levels as they are in ``obs``, which scvi-tools compares with a column: 1, where the name is ``"1"``."""
+        values = [_PARSERS[self.kind](name) for name in self.names]
+        return np.array(values, dtype=object if self.kind == "str" else None)
+
+    def with_last(self, name: str) -> Category:
+        """The levels with ``name`` at the end: swapped with the last, or added where it is none, as in scvi-tools."""
+        if name not in self.names:
+            try:
+                _PARSERS[self.kind](name)
+            except (KeyError, ValueError):
+                return Category(self.key, (*self.names, name), "str")
+            return Category(self.key, (*self.names, name), self.kind)
+        names, place = list(self.names), self.names.index(name)
+        names[place], names[-1] = names[-1], names[place]
+        return Category(self.key, tuple(names), self.kind)
 
     @cached_property
     def codes(self) -> dict[str, int]:
@@ -88,9 +114,10 @@ class Schema:
     labels: Category | None
     categorical: tuple[Category, ...]
     continuous: tuple[str, ...]
-    conditions: TrainingConditions
-    n_cells: int
-    median_library: float
+    conditions: TrainingConditions | None = None
+    """None where the training cells are not known: another program's model, until a reference is attached."""
+    n_cells: int | None = None
+    median_library: float | None = None
     """Median total count of the training cells."""
     median_size_factor: float | None = None
     """Median size factor of the training cells, where the model was set up with one."""
@@ -110,6 +137,11 @@ class Schema:
     def n_labels(self) -> int:
         """Number of labels; one where no labels key was given."""
         return 1 if self.labels is None else len(self.labels.names)
+
+    @property
+    def n_classes(self) -> int:
+        """Number of labels that a cell can be found to have: all but the unlabelled category."""
+        return self.n_labels - (self.columns.unlabeled_category is not None)
 
     @property
     def n_levels(self) -> tuple[int, ...]:
@@ -179,15 +211,19 @@ def to_dict(schema: Schema) -> dict[str, Any]:
         "labels": None if schema.labels is None else dataclasses.asdict(schema.labels),
         "categorical": [dataclasses.asdict(category) for category in schema.categorical],
         "continuous": list(schema.continuous),
-        "conditions": {
-            "codes": schema.conditions.codes_mc.tolist(),
-            "continuous": schema.conditions.continuous_md.tolist(),
-            "n_cells": schema.conditions.n_cells_m.tolist(),
-        },
+        "conditions": None if schema.conditions is None else _conditions_to_dict(schema.conditions),
         "n_cells": schema.n_cells,
         "median_library": schema.median_library,
         "median_size_factor": schema.median_size_factor,
         "max_size_factor": schema.max_size_factor,
+    }
+
+
+def _conditions_to_dict(conditions: TrainingConditions) -> dict[str, Any]:
+    return {
+        "codes": conditions.codes_mc.tolist(),
+        "continuous": conditions.continuous_md.tolist(),
+        "n_cells": conditions.n_cells_m.tolist(),
     }
 
 
@@ -202,8 +238,7 @@ def from_dict(values: Mapping[str, Any]) -> Schema:
     keys: dict[str, Any] = {key: _names(v) if isinstance(v, list) else v for key, v in values["columns"].items()}
     categorical = tuple(_category(c) for c in values["categorical"])
     continuous = _names(values["continuous"])
-    conditions = values["conditions"]
-    n_rows = len(conditions["n_cells"])
+    known = values["conditions"] is not None
     schema = Schema(
         genes=_names(values["genes"]),
         columns=Columns(**keys),
@@ -211,11 +246,7 @@ def from_dict(values: Mapping[str, Any]) -> Schema:
         labels=None if values["labels"] is None else _category(values["labels"]),
         categorical=categorical,
         continuous=continuous,
-        conditions=TrainingConditions(
-            codes_mc=_array(conditions["codes"], np.int64, (n_rows, 2 + len(categorical))),
-            continuous_md=_array(conditions["continuous"], np.float64, (n_rows, len(continuous))),
-            n_cells_m=_array(conditions["n_cells"], np.int64, (n_rows,)),
-        ),
+        conditions=_conditions(values["conditions"], 2 + len(categorical), len(continuous)) if known else None,
         n_cells=values["n_cells"],
         median_library=values["median_library"],
         median_size_factor=values["median_size_factor"],
@@ -225,8 +256,19 @@ def from_dict(values: Mapping[str, Any]) -> Schema:
     return schema
 
 
+def _conditions(values: Mapping[str, Any], n_categories: int, n_continuous: int) -> TrainingConditions:
+    n_rows = len(values["n_cells"])
+    return TrainingConditions(
+        codes_mc=_array(values["codes"], np.int64, (n_rows, n_categories)),
+        continuous_md=_array(values["continuous"], np.float64, (n_rows, n_continuous)),
+        n_cells_m=_array(values["n_cells"], np.int64, (n_rows,)),
+    )
+
+
 def _category(values: Mapping[str, Any]) -> Category:
-    return Category(values["key"], _names(values["names"]))
+    category = Category(values["key"], _names(values["names"]), values.get("kind", "str"))
+    _ = category.values  # ValueError or KeyError where they are of another kind
+    return category
 
 
 def _names(values: Any) -> tuple[str, ...]:
@@ -247,9 +289,10 @@ def _array(values: Any, dtype: type[np.generic], shape: tuple[int, ...]) -> np.n
 def _check_consistent(schema: Schema) -> None:
     """Raise ``ValueError`` where one part of a schema does not fit another."""
     columns, conditions = schema.columns, schema.conditions
+    known = conditions is not None
     keys = (None if schema.batch is None else schema.batch.key, None if schema.labels is None else schema.labels.key)
     factors = (schema.median_size_factor, schema.max_size_factor)
-    numbers = [schema.n_cells, schema.median_library, *(factor for factor in factors if factor is not None)]
+    numbers = [n for n in (schema.n_cells, schema.median_library, *factors) if n is not None]
     single = [columns.layer, columns.batch_key, columns.labels_key, columns.size_factor_key]
     fits = {
         "genes": len(schema.genes) > 0,
@@ -257,16 +300,26 @@ def _check_consistent(schema: Schema) -> None:
         and isinstance(columns.categorical_covariate_keys, tuple)
         and isinstance(columns.continuous_covariate_keys, tuple),
         "batch, labels": keys == (columns.batch_key, columns.labels_key),
+        "unlabeled_category": columns.unlabeled_category is None
+        or (schema.labels is not None and schema.labels.names[-1:] == (columns.unlabeled_category,)),
         "categorical": tuple(c.key for c in schema.categorical) == columns.categorical_covariate_keys,
         "continuous": schema.continuous == columns.continuous_covariate_keys,
         "names of levels": min(schema.n_levels) > 0,
-        "conditions": len(conditions.n_cells_m) > 0
-        and bool((conditions.n_cells_m > 0).all())
-        and bool(np.isfinite(conditions.continuous_md).all())
-        and bool(((conditions.codes_mc >= 0) & (conditions.codes_mc < np.array(schema.n_levels))).all()),
-        "n_cells, median_library, size factors": isinstance(schema.n_cells, int)
-        and all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < 1e38 for n in numbers),
-        "size factors": all((factor is None) == (columns.size_factor_key is None) for factor in factors),
+        "conditions": conditions is None
+        or (
+            len(conditions.n_cells_m) > 0
+            and bool((conditions.n_cells_m > 0).all())
+            and bool(np.isfinite(conditions.continuous_md).all())
+            and bool(((conditions.codes_mc >= 0) & (conditions.codes_mc < np.array(schema.n_levels))).all())
+        ),
+        "n_cells": isinstance(schema.n_cells, int) or (schema.n_cells is None and not known),
+        "median_library": (schema.median_library is not None) == known,
+        "n_cells, median_library, size factors": all(
+            isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < 1e38 for n in numbers
+        ),
+        "size factors": all(
+            (factor is not None) == (known and columns.size_factor_key is not None) for factor in factors
+        ),
     }
     for part, fitting in fits.items():
         if not fitting:

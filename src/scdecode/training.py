@@ -7,6 +7,7 @@ run would have taken.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 import zlib
 from collections.abc import Callable
@@ -21,11 +22,15 @@ from torch import Tensor
 
 from scdecode.cells import Cells, check_unchanged
 from scdecode.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from scdecode.classification import SemiSupervised
 from scdecode.config import TrainConfig
 from scdecode.devices import seeded
 from scdecode.errors import ConfigError, OutputError, TrainingError, TrainingWarning, warn
-from scdecode.minibatches import Split, gather, rows_of, split_cells
+from scdecode.minibatches import Split, gather, labelled_order, rows_of, split_cells, split_labelled
 from scdecode.vae import VAE
+
+Network = VAE | SemiSupervised
+"""What can be trained: both have ``elbo``, whose parts can be added up, and a loss of them."""
 
 OnEpoch = Callable[[int, int, dict[str, float]], None]
 """Called after each epoch with the epochs done, the epochs to do, and the epoch's row of the history."""
@@ -67,7 +72,7 @@ class _Run:
 
 
 def fit(
-    vae: VAE,
+    network: Network,
     cells: Cells,
     config: TrainConfig,
     *,
@@ -81,7 +86,7 @@ def fit(
 
     Parameters
     ----------
-    vae
+    network
         Left on the CPU, in evaluation mode and without gradients, with the weights of the last whole epoch, however
         training ends.
     cells
@@ -105,7 +110,8 @@ def fit(
     TrainingError
         Where the loss is no longer a number; the message has the epoch, the step and the likely cause.
     ConfigError
-        Where early stopping is asked for without validation cells, or the checkpoint is of another training.
+        Where early stopping is asked for without validation cells, the checkpoint is of another training, or there are
+        options of labelled cells for a network without classes.
     CountsError
         Where the counts changed since the cells were read.
     CorruptModelError, OutputError
@@ -114,36 +120,40 @@ def fit(
         If the user interrupts before the first epoch is through; later, the training ends with what it has.
     """
     device = torch.device(device)
-    split = split_cells(len(cells), config)
+    split = _split_of(network, cells, config)
     if config.early_stopping and len(split.validation) == 0:
         raise ConfigError("early_stopping: there are no validation cells; lower train_size below 1")
     check_unchanged(cells)
     n_epochs = config.epochs(len(cells))
-    identity = {} if checkpoint is None else {"model seed": model_seed, **_identity(vae, cells, config)}
-    run, whole = _Run(), _snapshot(vae)
+    identity = {} if checkpoint is None else {"model seed": model_seed, **_identity(network, cells, config)}
+    run, whole = _Run(), _snapshot(network)
     ending, resumed = "failed", False  # until it is known otherwise
     try:
-        vae.to(device).requires_grad_(True)
+        network.to(device).requires_grad_(True)
         optimizer = torch.optim.Adam(
-            vae.parameters(), lr=config.lr, eps=config.eps, weight_decay=config.weight_decay, fused=device.type != "mps"
+            network.parameters(),
+            lr=config.lr,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=device.type != "mps",
         )
         if checkpoint is not None:
             if Path(checkpoint).exists():
-                _restore(read_checkpoint(checkpoint, identity), vae, optimizer, run)
-                whole, resumed = _snapshot(vae), True
+                _restore(read_checkpoint(checkpoint, identity), network, optimizer, run)
+                whole, resumed = _snapshot(network), True
             if len(run.rows) > n_epochs:
                 warn(
                     f"train: {checkpoint} has {len(run.rows)} epochs, more than the {n_epochs} asked for, and the "
                     "model has them now; pass another file name to begin anew",
                     TrainingWarning,
                 )
-            write_checkpoint(checkpoint, _state(vae, optimizer, run, identity))  # a full disk is best known now
+            write_checkpoint(checkpoint, _state(network, optimizer, run, identity))  # a full disk is best known now
         while len(run.rows) < n_epochs and not run.stops_early(config):
-            row = _epoch(vae, optimizer, cells, split, config, len(run.rows), device)
+            row = _epoch(network, optimizer, cells, split, config, len(run.rows), device)
             run.record(row, config)
-            whole = _snapshot(vae)
+            whole = _snapshot(network)
             if checkpoint is not None:
-                _keep(checkpoint, _state(vae, optimizer, run, identity))
+                _keep(checkpoint, _state(network, optimizer, run, identity))
             if on_epoch is not None:
                 on_epoch(len(run.rows), n_epochs, row)
         ending = "finished" if len(run.rows) >= n_epochs else "early stopping"
@@ -152,9 +162,9 @@ def fit(
             raise
         ending = "interrupted"
     finally:
-        vae.load_state_dict(whole)
-        vae.to("cpu").eval().requires_grad_(False)  # only training changes the weights
-        vae.zero_grad(set_to_none=True)
+        network.load_state_dict(whole)
+        network.to("cpu").eval().requires_grad_(False)  # only training changes the weights
+        network.zero_grad(set_to_none=True)
         history = History(
             pd.DataFrame(run.rows, index=pd.RangeIndex(len(run.rows), name="epoch")), ending, split, resumed
         )
@@ -163,8 +173,21 @@ def fit(
     return history
 
 
+def _split_of(network: Network, cells: Cells, config: TrainConfig) -> Split:
+    if isinstance(network, SemiSupervised):
+        return split_labelled(_is_labelled(network, cells), config)
+    for name in ("classification_ratio", "n_samples_per_label"):
+        if getattr(config, name) != getattr(TrainConfig(), name):
+            raise ConfigError(f"{name}: {getattr(config, name)!r} came, but only SCANVI learns from labelled cells")
+    return split_cells(len(cells), config)
+
+
+def _is_labelled(network: SemiSupervised, cells: Cells) -> np.ndarray:
+    return cells.codes_nc[:, -1] < network.classification.n_classes
+
+
 def _epoch(
-    vae: VAE,
+    network: Network,
     optimizer: torch.optim.Optimizer,
     cells: Cells,
     split: Split,
@@ -176,56 +199,89 @@ def _epoch(
     kl_weight = config.kl_weight(epoch)
     order = np.random.default_rng([config.seed, 1, epoch]).permutation(split.train)
     minibatches = list(rows_of(order, config.batch_size))
+    labelled: list[np.ndarray] = []
+    if isinstance(network, SemiSupervised):
+        rows, generator = split.train[_is_labelled(network, cells)[split.train]], [config.seed, 3, epoch]
+        some = labelled_order(cells.codes_nc[:, -1], rows, config.n_samples_per_label, np.random.default_rng(generator))
+        few = list(rows_of(some, config.batch_size))
+        labelled = list(itertools.islice(itertools.cycle(few), len(minibatches)))
     with seeded((config.seed * 1_000_003 + epoch) % 2**63, device):
-        vae.train()
-        parts = torch.zeros(len(minibatches), 3, device=device)  # read once an epoch, so that no step waits for it
+        network.train()
+        parts = torch.zeros(len(minibatches), 4, device=device)  # read once an epoch, so that no step waits for it
+        answers = torch.zeros(len(labelled), 2, device=device)
         for step, rows in enumerate(minibatches):
-            elbo = vae.elbo(gather(cells, rows, device))
+            elbo = network.elbo(gather(cells, rows, device))
+            loss = elbo.loss(kl_weight)
+            if isinstance(network, SemiSupervised):
+                answer = network.answers(gather(cells, labelled[step], device))
+                loss = loss + config.classification_ratio * answer.cross_entropy.mean()
+                answers[step] = answer.sums().detach()
             optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(elbo.loss(kl_weight))
+            torch.autograd.backward(loss)
             optimizer.step()
-            parts[step] = torch.stack([elbo.reconstruction.sum(), elbo.kl_z.sum(), elbo.kl_l.sum()]).detach()
-        vae.eval()
-        _check_finite(parts, vae, cells, minibatches, config, epoch)
+            parts[step, :3], parts[step, 3] = elbo.sums().detach(), loss.detach() * len(rows)
+        network.eval()
+        _check_finite(parts, network, cells, minibatches, config, epoch)
         row = _row(parts.double().sum(0).cpu() / len(order), "train")
+        if labelled:
+            row |= _label_row(answers.double().sum(0).cpu() / sum(len(some) for some in labelled), "train")
         if len(split.validation) and (epoch + 1) % config.check_val_every_n_epoch == 0:
-            row |= _row(_validate(vae, cells, split.validation, config, device), "validation")
+            row |= _validate(network, cells, split.validation, config, kl_weight, device)
     return row | {"kl_weight": kl_weight, "seconds": time.perf_counter() - start}
 
 
 @torch.no_grad()
-def _validate(vae: VAE, cells: Cells, rows: np.ndarray, config: TrainConfig, device: torch.device) -> Tensor:
-    parts = torch.zeros(3, dtype=torch.float64, device=device)
+def _validate(
+    network: Network, cells: Cells, rows: np.ndarray, config: TrainConfig, kl_weight: float, device: torch.device
+) -> dict[str, float]:
+    parts = torch.zeros(4, dtype=torch.float64, device=device)
     for some in rows_of(rows, config.batch_size, lone=True):
-        elbo = vae.elbo(gather(cells, some, device))
-        parts += torch.stack([elbo.reconstruction.sum(), elbo.kl_z.sum(), elbo.kl_l.sum()])
-    return parts.cpu() / len(rows)
+        elbo = network.elbo(gather(cells, some, device))
+        parts[:3] += elbo.sums()
+        parts[3] += elbo.loss(kl_weight) * len(some)
+    row = _row(parts.cpu() / len(rows), "validation")
+    labelled = rows[_is_labelled(network, cells)[rows]] if isinstance(network, SemiSupervised) else rows[:0]
+    if isinstance(network, SemiSupervised) and len(labelled):
+        answers = torch.zeros(2, dtype=torch.float64, device=device)
+        for some in rows_of(labelled, config.batch_size, lone=True):
+            answers += network.answers(gather(cells, some, device)).sums()
+        row |= _label_row(answers.cpu() / len(labelled), "validation")
+        row["validation_loss"] += config.classification_ratio * row["validation_classification_loss"]
+    return row
 
 
 def _row(parts: Tensor, of: str) -> dict[str, float]:
-    reconstruction, kl_z, kl_l = parts.tolist()
+    """Losses in nats a cell: the parts of the bound, and what training minimises; the names are scvi-tools' own."""
+    reconstruction, kl_z, kl_l, loss = parts.tolist()
     return {
         f"elbo_{of}": reconstruction + kl_z + kl_l,
         f"reconstruction_loss_{of}": reconstruction,
         f"kl_local_{of}": kl_z + kl_l,
+        f"{of}_loss": loss,
     }
 
 
+def _label_row(answers: Tensor, of: str) -> dict[str, float]:
+    """The cross-entropy (nats) and the share of right answers of labelled cells; likewise named."""
+    cross_entropy, accuracy = answers.tolist()
+    return {f"{of}_classification_loss": cross_entropy, f"{of}_accuracy": accuracy}
+
+
 def _check_finite(
-    parts: Tensor, vae: VAE, cells: Cells, minibatches: list[np.ndarray], config: TrainConfig, epoch: int
+    parts: Tensor, network: Network, cells: Cells, minibatches: list[np.ndarray], config: TrainConfig, epoch: int
 ) -> None:
     """Raise :class:`TrainingError` where a loss or a weight is no number, with the likely cause."""
     bad = (~torch.isfinite(parts).all(dim=1)).nonzero().reshape(-1).tolist()
-    if not bad and all(torch.isfinite(value).all() for value in vae.state_dict().values()):
+    if not bad and all(torch.isfinite(value).all() for value in network.state_dict().values()):
         return
     step = bad[0] if bad else len(minibatches) - 1
     rows = minibatches[step]
     causes = []
-    observed = vae.config.use_observed_lib_size and not vae.config.use_size_factor
+    observed = network.config.use_observed_lib_size and not network.config.use_size_factor
     if observed and (cells.library_n[rows] <= 0).any():
         causes.append("the minibatch has a cell without counts: remove such cells")
     data = cells.counts[rows].data
-    if vae.config.has_counts and (data != np.rint(data)).any():
+    if network.config.has_counts and (data != np.rint(data)).any():
         causes.append("the values are not whole numbers: train on raw counts, not on normalised data")
     if config.lr > 5e-3:
         causes.append(f"the learning rate {config.lr:g} is high: try 1e-3")
@@ -241,11 +297,11 @@ def _check_finite(
     )
 
 
-def _snapshot(vae: VAE) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in vae.state_dict().items()}
+def _snapshot(network: Network) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 
-def _identity(vae: VAE, cells: Cells, config: TrainConfig) -> dict[str, Any]:
+def _identity(network: Network, cells: Cells, config: TrainConfig) -> dict[str, Any]:
     """What a checkpoint must share with the run that goes on from it; the number of epochs may differ."""
     training = dataclasses.asdict(config)
     del training["max_epochs"]
@@ -256,11 +312,15 @@ def _identity(vae: VAE, cells: Cells, config: TrainConfig) -> dict[str, Any]:
             digest = zlib.crc32(np.ascontiguousarray(array).data, digest)
     data = {
         "n_cells": len(cells),
-        "n_genes": vae.n_genes,
+        "n_genes": network.n_genes,
         "total_counts": float(cells.library_n.sum(dtype=np.float64)),
         "crc32 of the counts and conditions": f"{digest:08x}",
     }
-    return {**dataclasses.asdict(vae.config), **training, **data}
+    classes: dict[str, Any] = {}
+    if isinstance(network, SemiSupervised):
+        options = dataclasses.asdict(network.classification.config)
+        classes = {f"classifier {name}": value for name, value in options.items()}
+    return {**dataclasses.asdict(network.config), **classes, **training, **data}
 
 
 def _keep(path: str | Path, state: Checkpoint) -> None:
@@ -270,18 +330,18 @@ def _keep(path: str | Path, state: Checkpoint) -> None:
         warn(f"train: {error}; training goes on", TrainingWarning)
 
 
-def _state(vae: VAE, optimizer: torch.optim.Optimizer, run: _Run, identity: dict[str, Any]) -> Checkpoint:
+def _state(network: Network, optimizer: torch.optim.Optimizer, run: _Run, identity: dict[str, Any]) -> Checkpoint:
     moments = optimizer.state_dict()["state"]
     return Checkpoint(
-        weights=vae.state_dict(),
+        weights=network.state_dict(),
         moments={f"{i}/{name}": value for i, state in moments.items() for name, value in state.items()},
         progress={"rows": run.rows, "best": run.best, "since_best": run.since_best},
         identity=identity,
     )
 
 
-def _restore(checkpoint: Checkpoint, vae: VAE, optimizer: torch.optim.Optimizer, run: _Run) -> None:
-    vae.load_state_dict(checkpoint.weights)
+def _restore(checkpoint: Checkpoint, network: Network, optimizer: torch.optim.Optimizer, run: _Run) -> None:
+    network.load_state_dict(checkpoint.weights)
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in checkpoint.moments.items():
         i, name = key.split("/")

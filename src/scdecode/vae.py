@@ -28,7 +28,7 @@ from torch.nn.functional import embedding
 from scdecode.config import ModelConfig
 from scdecode.likelihoods import make_likelihood
 from scdecode.minibatches import Minibatch
-from scdecode.networks import MLP, Decoder, DecoderOutput, Encoder
+from scdecode.networks import MLP, Decoder, DecoderOutput, Encoder, LinearDecoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,20 @@ class Elbo:
     def loss(self, kl_weight: float) -> Tensor:
         """What training minimises: the mean over cells, with the KL of z weighted."""
         return (self.reconstruction + kl_weight * self.kl_z + self.kl_l).mean()
+
+    def sums(self) -> Tensor:
+        """The parts added up over cells, ``(3,)``: reconstruction, KL of z, KL of l."""
+        return torch.stack([self.reconstruction.sum(), self.kl_z.sum(), self.kl_l.sum()])
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """Cells encoded, drawn once, and decoded."""
+
+    posterior: Normal  # q(z | x), (n, k)
+    latent: Tensor  # (n, k): the latent point that was drawn
+    loss: Tensor  # (n,): -log p(x | z, l), nats
+    kl_l: Tensor  # (n,): of a learned library size, else zero
 
 
 class VAE(nn.Module):
@@ -98,8 +112,14 @@ class VAE(nn.Module):
         self.z_encoder = Encoder(encoder_mlp, config.n_hidden, config.n_latent)
         library_mlp = mlp(n_seen, seen, 1, "encoder", config.dropout_rate)
         self.library_encoder = Encoder(library_mlp, config.n_hidden, 1) if config.learns_library else None
-        decoder_mlp = mlp(config.n_latent + n_extra, conditions, config.n_layers, "decoder", 0.0)
-        self.decoder = Decoder(decoder_mlp, config.n_hidden, n_genes, softmax=not config.use_size_factor)
+        self.decoder: Decoder | LinearDecoder
+        if config.decoder == "linear":
+            assert not n_extra, "a linear decoder has no continuous covariates and no embedding"
+            norm = config.use_batch_norm == "both"
+            self.decoder = LinearDecoder(config.n_latent, n_genes, conditions, batch_norm=norm, bias=config.linear_bias)
+        else:
+            decoder_mlp = mlp(config.n_latent + n_extra, conditions, config.n_layers, "decoder", 0.0)
+            self.decoder = Decoder(decoder_mlp, config.n_hidden, n_genes, softmax=not config.use_size_factor)
 
         rows = {"gene": 1, "gene-batch": n_batches, "gene-label": n_labels}.get(config.dispersion)
         self.log_theta = None if rows is None else nn.Parameter(nn.init.normal_(torch.empty(rows, n_genes)))
@@ -194,19 +214,24 @@ class VAE(nn.Module):
 
     # -- the bound -------------------------------------------------------------------------------------------------
 
-    def elbo(self, cells: Minibatch) -> Elbo:
-        """The parts of the evidence lower bound of cells, at one draw of z (and of l, where it is learned)."""
+    def reconstruct(self, cells: Minibatch) -> Reconstruction:
+        """Encode cells, draw z (and l, where it is learned) once, and decode it."""
         posterior = self.encode(cells)
-        kl_z = kl_divergence(posterior, Normal(torch.zeros_like(posterior.loc), 1.0)).sum(-1)
-        kl_l = torch.zeros_like(kl_z)
         if self.config.learns_library:
             log_library, kl_l = self._learned_library(cells)
         else:
-            log_library = cells.library_n1.log()
+            log_library, kl_l = cells.library_n1.log(), cells.x_ng.new_zeros(len(cells))
         latent = self.to_latent(posterior.rsample())
         output = self.decode(latent, cells.codes_nc, cells.continuous_nd)
         likelihood = self.likelihood(output, log_library, cells.codes_nc)
-        return Elbo(reconstruction=-likelihood.log_prob(cells.x_ng).sum(-1), kl_z=kl_z, kl_l=kl_l)
+        return Reconstruction(posterior, latent, loss=-likelihood.log_prob(cells.x_ng).sum(-1), kl_l=kl_l)
+
+    def elbo(self, cells: Minibatch) -> Elbo:
+        """The parts of the evidence lower bound of cells, at one draw of z (and of l, where it is learned)."""
+        drawn = self.reconstruct(cells)
+        prior = Normal(torch.zeros_like(drawn.posterior.loc), 1.0)
+        kl_z = kl_divergence(drawn.posterior, prior).sum(-1)
+        return Elbo(reconstruction=drawn.loss, kl_z=kl_z, kl_l=drawn.kl_l)
 
     def _learned_library(self, cells: Minibatch) -> tuple[Tensor, Tensor]:
         posterior = self.encode_library(cells)

@@ -9,9 +9,9 @@ import scvi
 from scvi.dataloaders import DataSplitter
 from scvi.dataloaders._data_splitting import validate_data_split
 from scvi.model._utils import get_max_epochs_heuristic
-from scvi.module import VAE
+from scvi.module import LDVAE, VAE
 from scvi.module.base import EmbeddingModuleMixin
-from scvi.train import Trainer, TrainingPlan
+from scvi.train import SemiSupervisedTrainingPlan, Trainer, TrainingPlan
 from scvi.train._trainingplans import _compute_kl_weight
 
 import scdecode as sd
@@ -32,12 +32,15 @@ def test_options_of_the_model():
     theirs = defaults(VAE.__init__) | defaults(scvi.model.SCVI.__init__)
     theirs["use_size_factor"] = theirs["use_size_factor_key"]
     theirs["batch_embedding_dim"] = defaults(EmbeddingModuleMixin.init_embedding)["embedding_dim"]
+    theirs["linear_bias"] = defaults(LDVAE.__init__)["bias"]
+    theirs["decoder"] = "nonlinear"  # there a class of its own
     assert fields(sd.ModelConfig) == {name: theirs[name] for name in fields(sd.ModelConfig)}
 
 
 def test_options_of_our_constructor_are_those_of_the_config():
+    elsewhere = ("use_size_factor", "decoder", "linear_bias")  # of the setup; of LinearSCVI
     ours = {name: value for name, value in defaults(sd.SCVI.__init__).items() if name != "seed"}
-    assert ours == {name: value for name, value in fields(sd.ModelConfig).items() if name != "use_size_factor"}
+    assert ours == {name: value for name, value in fields(sd.ModelConfig).items() if name not in elsewhere}
 
 
 def test_the_constructor_takes_its_arguments_in_the_same_order():
@@ -57,6 +60,8 @@ def test_setup_anndata_takes_the_same_arguments():
 
 def test_options_of_training():
     theirs = defaults(Trainer.__init__) | defaults(TrainingPlan.__init__) | defaults(scvi.model.SCVI.train)
+    theirs["classification_ratio"] = defaults(SemiSupervisedTrainingPlan.__init__)["classification_ratio"]
+    theirs["n_samples_per_label"] = defaults(scvi.model.SCANVI.train)["n_samples_per_label"]
     ours = fields(sd.TrainConfig)
     # what differs, and why
     assert theirs["train_size"] is None, "practically 0.9, see test_the_default_split"

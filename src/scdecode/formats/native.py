@@ -5,7 +5,7 @@
     model/
       model.json               format version, class, options, names, summary of the training, digest of each file
       weights.safetensors      the parameters
-      reference.safetensors    up to 20,000 training latents with their conditions
+      reference.safetensors    up to 20,000 training latents with their conditions; not where they are not known
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,7 @@ from torch import Tensor
 
 from scdecode import config as configs
 from scdecode import schema as schemas
-from scdecode.config import ModelConfig, TrainConfig
-from scdecode.devices import seeded
+from scdecode.config import ClassifierConfig, ModelConfig, TrainConfig
 from scdecode.errors import (
     ConfigError,
     CorruptModelError,
@@ -38,36 +37,42 @@ from scdecode.errors import (
     listing,
 )
 from scdecode.files import check_replaceable, replacing, sha256
+from scdecode.formats.stored import Origin, StoredModel, filled_classification, filled_vae, kind_of
 from scdecode.reference import Reference
 from scdecode.schema import Schema
-from scdecode.vae import VAE
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1: the reference always there, the class always SCVI. 2: neither."""
+
+CLASSES = ("SCVI", "LinearSCVI", "SCANVI")
 _MANIFEST = "model.json"
 _WEIGHTS = "weights.safetensors"
 _REFERENCE = "reference.safetensors"
-_FOREIGN = {
-    "model.pt": "scvi-tools",
-    "model_params.pt": "scvi-tools (before 0.15) or scArches",
-    "attr.pkl": "scvi-tools",
-}
+# in the file of the weights, beside those of the VAE
+_KEPT = "kept/"  # weights of another program
+_CLASSIFICATION = "classification/"
 
 
-@dataclass(frozen=True, eq=False)
-class StoredModel:
-    """All that a model directory holds."""
-
-    config: ModelConfig
-    schema: Schema
-    vae: VAE
-    reference: Reference
-    train_config: TrainConfig
-    summary: dict[str, Any]  # of the training: the history and how it ended
-    version: str  # of the scdecode that wrote it
+def is_here(path: Path) -> bool:
+    """Whether a directory holds a model of this format."""
+    return (path / _MANIFEST).is_file()
 
 
-def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> None:
+def write(
+    path: str | Path,
+    model: StoredModel,
+    *,
+    overwrite: bool = False,
+    beside: Mapping[str, Callable[[Path], Any]] | None = None,
+) -> None:
     """Write a model directory; it appears whole, or not at all.
+
+    Parameters
+    ----------
+    path, model, overwrite
+        Where, what, and whether in the place of what is there.
+    beside
+        Further files, each with the function that writes it.
 
     Raises
     ------
@@ -75,29 +80,39 @@ def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> N
         Where it cannot be written, is there already and ``overwrite`` is not asked for, or holds other files too.
     """
     path = Path(path)
-    reference = {
-        field.name: np.ascontiguousarray(getattr(model.reference, field.name))
-        for field in dataclasses.fields(Reference)
-    }
+    reference = {} if model.reference is None else _present(model.reference)
     with replacing(path, overwrite=overwrite or _is_empty(Path(path))) as folder:
         folder.mkdir()
         # not with save_file, which has an error of its own for a full disk
-        weights = {name: t.contiguous() for name, t in model.vae.state_dict().items()}
-        (folder / _WEIGHTS).write_bytes(save_tensors(weights))
-        (folder / _REFERENCE).write_bytes(save_arrays(reference))
+        weights = model.vae.state_dict() | {_KEPT + name: t for name, t in model.kept.items()}
+        if model.classification is not None:
+            weights |= {_CLASSIFICATION + name: t for name, t in model.classification.state_dict().items()}
+        (folder / _WEIGHTS).write_bytes(save_tensors({name: t.contiguous() for name, t in weights.items()}))
+        if reference:
+            (folder / _REFERENCE).write_bytes(save_arrays(reference))
         manifest: dict[str, Any] = {
             "format": "scdecode",
             "format_version": FORMAT_VERSION,
             "version": model.version,
-            "class": "SCVI",
+            "class": model.class_name,
+            "trained": model.trained,
+            "origin": None if model.origin is None else dataclasses.asdict(model.origin),
             "config": dataclasses.asdict(model.config),
+            "classifier": None if model.classification is None else dataclasses.asdict(model.classification.config),
             "train_config": dataclasses.asdict(model.train_config),
             "schema": schemas.to_dict(model.schema),
             "summary": model.summary | {"history": _without_nan(model.summary["history"])},
-            "sha256": {name: sha256(folder / name) for name in (_WEIGHTS, _REFERENCE)},
+            "sha256": {name: sha256(folder / name) for name in (_WEIGHTS, _REFERENCE) if (folder / name).exists()},
         }
         manifest["sha256"][_MANIFEST] = _digest_of(manifest)
         (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for name, write_to in (beside or {}).items():
+            write_to(folder / name)
+
+
+def _present(reference: Reference) -> dict[str, np.ndarray]:
+    arrays = {field.name: getattr(reference, field.name) for field in dataclasses.fields(Reference)}
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
 
 
 def check_target(path: str | Path, *, overwrite: bool) -> None:
@@ -131,8 +146,9 @@ def read(path: str | Path) -> StoredModel:
     """
     path = Path(path)
     manifest = _read_manifest(path)
-    for name in (_WEIGHTS, _REFERENCE):
-        digest = manifest["sha256"][name]
+    for name, digest in manifest["sha256"].items():
+        if name == _MANIFEST:
+            continue
         if not (path / name).is_file():
             raise CorruptModelError(f"{path}: {name} is missing; copy the whole directory again")
         found = sha256(path / name)
@@ -148,17 +164,32 @@ def read(path: str | Path) -> StoredModel:
         summary, version = _checked_summary(manifest["summary"]), str(manifest["version"])
         if config.use_size_factor != (schema.columns.size_factor_key is not None):
             raise ValueError("use_size_factor does not fit the columns")
+        classifier = None
+        if manifest["class"] == "SCANVI":
+            classifier = configs.from_dict(ClassifierConfig, manifest["classifier"])
+        origin = None if manifest.get("origin") is None else Origin(**manifest["origin"])
+        trained = manifest.get("trained", True)
+        if not isinstance(trained, bool):
+            raise ValueError("trained: True or False was expected")
     except ConfigError as error:
         raise CorruptModelError(f"{path / _MANIFEST}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CorruptModelError(
             f"{path / _MANIFEST}: a field is missing or of the wrong kind ({error!r}); it was edited; copy it again"
         ) from error
-    vae = _read_vae(path / _WEIGHTS, config, schema)
-    reference = _read_reference(path / _REFERENCE, config, schema)
+    weights = _read_tensors(path / _WEIGHTS)
+    kept, own_classification = (_take(weights, prefix) for prefix in (_KEPT, _CLASSIFICATION))
+    place = str(path / _WEIGHTS)
+    vae = filled_vae(config, schema, weights, place, _MANIFEST)
+    classification = None
+    if classifier is not None:
+        classification = filled_classification(config, classifier, schema, own_classification, place, _MANIFEST)
+    with_reference = _REFERENCE in manifest["sha256"]
+    reference = _read_reference(path / _REFERENCE, config, schema) if with_reference else None
     if _digest_of(manifest) != manifest["sha256"][_MANIFEST]:  # last, as the checks above can say what is wrong
         raise CorruptModelError(f"{path / _MANIFEST}: it was edited after it was written; copy the model again")
     return StoredModel(
+        class_name=manifest["class"],
         config=config,
         schema=schema,
         vae=vae,
@@ -166,25 +197,16 @@ def read(path: str | Path) -> StoredModel:
         train_config=train_config,
         summary=summary,
         version=version,
+        trained=trained,
+        origin=origin,
+        kept=kept,
+        classification=classification,
     )
-
-
-def build_vae(config: ModelConfig, schema: Schema, library_prior: tuple[Tensor, Tensor] | None = None) -> VAE:
-    """The network that fits a schema; the prior of a learned library is a placeholder unless it is given."""
-    if config.learns_library and library_prior is None:
-        library_prior = (torch.zeros(schema.n_batches), torch.ones(schema.n_batches))
-    return VAE(config, schema.n_genes, schema.n_levels, len(schema.continuous), library_prior)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     manifest_path = path / _MANIFEST
     if not manifest_path.is_file():
-        for name, program in _FOREIGN.items():
-            if (path / name).exists():
-                raise ForeignModelError(
-                    f"{path}: it holds {name}, a model of {program}, and no {_MANIFEST}; a directory that "
-                    "scdecode's model.save(...) wrote was expected"
-                )
         if path.is_dir():
             there = f"it holds {listing(sorted(p.name for p in path.iterdir()), 5)}"
         else:
@@ -206,16 +228,22 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{manifest_path}: its format version is {version!r}, this scdecode reads up to {FORMAT_VERSION}; it was "
             f"written by scdecode {manifest.get('version', '?')}: pip install --upgrade scdecode"
         )
-    if manifest.get("class") != "SCVI":
+    if manifest.get("class") not in CLASSES:
         raise NewerFormatError(
-            f"{manifest_path}: it is a {manifest.get('class')!r}, this scdecode reads 'SCVI'; "
+            f"{manifest_path}: it is a {manifest.get('class')!r}, this scdecode reads {listing(CLASSES)}; "
             "pip install --upgrade scdecode"
         )
     digests = manifest.get("sha256")
     names = set(digests) if isinstance(digests, dict) and all(isinstance(d, str) for d in digests.values()) else set()
-    if names != {_WEIGHTS, _REFERENCE, _MANIFEST}:
-        raise CorruptModelError(f"{manifest_path}: it does not have the digests of {_WEIGHTS}, {_REFERENCE} and itself")
+    if names - {_REFERENCE} != {_WEIGHTS, _MANIFEST}:
+        raise CorruptModelError(f"{manifest_path}: it does not have the digests of {_WEIGHTS} and of itself")
     return manifest
+
+
+def _take(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Remove the weights of a prefix, and give them without it."""
+    names = [name for name in weights if name.startswith(prefix)]
+    return {name.removeprefix(prefix): weights.pop(name) for name in names}
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -242,60 +270,10 @@ def _checked_summary(summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read_vae(path: Path, config: ModelConfig, schema: Schema) -> VAE:
-    weights = _read_tensors(path)
-    try:
-        _check_sizes(config, schema, weights)
-        with seeded(0, torch.device("cpu")):  # weights that are replaced; the user's random numbers stay as they are
-            vae = build_vae(config, schema)
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes that no network has
-        raise CorruptModelError(f"{path}: it does not fit {_MANIFEST} ({error}); copy both again") from error
-    # whatever torch's default type is here, the weights are kept in single precision
-    expected = {name: _kind(t.float() if t.is_floating_point() else t) for name, t in vae.state_dict().items()}
-    found = {name: _kind(t) for name, t in weights.items()}
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is not of this model" for name in found if name not in expected]
-    problems += [
-        f"{name} is {found[name]}, {kind} was expected"
-        for name, kind in expected.items()
-        if name in found and found[name] != kind
-    ]
-    same = [name for name in expected if expected[name] == found.get(name)]
-    problems += [f"{name} has NaN or infinite values" for name in same if not torch.isfinite(weights[name]).all()]
-    if problems:
-        raise CorruptModelError(f"{path}: it does not fit {_MANIFEST}: {'; '.join(problems[:5])}")
-    vae.load_state_dict(weights, assign=True)
-    return vae.eval().requires_grad_(False)
-
-
-def _check_sizes(config: ModelConfig, schema: Schema, weights: dict[str, Tensor]) -> None:
-    """Raise ``ValueError`` where a network of these sizes has more weights than there are, before memory is taken.
-
-    (torch's meta device would build it without memory, too, but takes a second to import what it needs.)
-    """
-    total = sum(tensor.numel() for tensor in weights.values())
-    sizes = {
-        "n_layers": config.n_layers,
-        "n_hidden x n_genes": config.n_hidden * schema.n_genes,
-        "n_hidden x n_hidden x (n_layers - 1)": config.n_hidden**2 * (config.n_layers - 1),
-        "n_hidden x n_latent": config.n_hidden * config.n_latent,
-        "n_hidden": config.n_hidden,
-    }
-    if config.batch_representation == "embedding":
-        sizes["n_batches x batch_embedding_dim"] = schema.n_batches * config.batch_embedding_dim
-    for name, size in sizes.items():
-        if size > total:
-            raise ValueError(f"{name} is {size:,}, and there are {total:,} weights in all")
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
 def _read_reference(path: Path, config: ModelConfig, schema: Schema) -> Reference:
     tensors = _read_tensors(path)
     names = {field.name for field in dataclasses.fields(Reference)}
-    if set(tensors) != names:
+    if set(tensors) not in (names, {"latent_rk"}):
         raise CorruptModelError(f"{path}: {listing(sorted(tensors))} came, {listing(sorted(names))} was expected")
     sizes = {"k": config.n_latent, "c": len(schema.n_levels), "d": len(schema.continuous)}
     n_cells = tensors["latent_rk"].shape[:1]
@@ -305,9 +283,11 @@ def _read_reference(path: Path, config: ModelConfig, schema: Schema) -> Referenc
         dtype = torch.int64 if name == "codes_rc" else torch.float32
         if tuple(tensor.shape) != shape or tensor.dtype != dtype or not torch.isfinite(tensor).all():
             raise CorruptModelError(
-                f"{path}: {name} is {_kind(tensor)}, {dtype} {shape} without NaN was expected, as {_MANIFEST} has it"
+                f"{path}: {name} is {kind_of(tensor)}, {dtype} {shape} without NaN was expected, as {_MANIFEST} has it"
             )
-    levels_c = torch.tensor(schema.n_levels)
-    if ((tensors["codes_rc"] < 0) | (tensors["codes_rc"] >= levels_c)).any() or not n_cells or n_cells[0] == 0:
-        raise CorruptModelError(f"{path}: its conditions do not fit {_MANIFEST}, or it has no cells")
+    if not n_cells or n_cells[0] == 0:
+        raise CorruptModelError(f"{path}: it has no cells")
+    codes_rc = tensors.get("codes_rc")
+    if codes_rc is not None and ((codes_rc < 0) | (codes_rc >= torch.tensor(schema.n_levels))).any():
+        raise CorruptModelError(f"{path}: its conditions do not fit {_MANIFEST}")
     return Reference(**{name: tensor.numpy() for name, tensor in tensors.items()})

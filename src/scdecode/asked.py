@@ -1,0 +1,228 @@
+"""What the methods on cells are asked for: which cells, which genes, which batches; and draws from their latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from torch import Tensor
+from torch.distributions import Normal
+
+from scdecode.cells import UNREAD, Cells, check_cells, check_rows, check_unchanged, read_cells
+from scdecode.config import ModelConfig
+from scdecode.devices import choose_device, seeded
+from scdecode.encoding import BATCH_SIZE
+from scdecode.errors import ConditionError, CountsWarning, InputError, check_integer, listing, unknown_name, warn
+from scdecode.minibatches import Minibatch, gather, rows_of
+from scdecode.schema import Schema
+from scdecode.vae import VAE, evaluating
+
+TILE_BYTES = 4 * 2**20
+"""Of the expression that is computed at once, if a row of it is not larger: so much fits the processor's cache."""
+
+
+class Asked(Protocol):
+    """What the methods on cells need of a model."""
+
+    config: ModelConfig
+    schema: Schema
+    vae: VAE
+    _cells: Cells | None
+
+    @property
+    def adata(self) -> AnnData | None:
+        """The AnnData that the model was made of."""
+
+    def check_trained(self) -> None:
+        """Raise an error where the model has no trained weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Cells in the genes and codes of a model, with their names and those of the genes."""
+
+    cells: Cells
+    cell_names: pd.Index
+    gene_names: pd.Index
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """The posteriors of cells, on the CPU."""
+
+    z: Normal  # (n, k), before the softmax of latent_distribution="ln"
+    log_library_n1: Tensor  # of the total count or the size factor; the mean of a learned one
+    library_sd_n1: Tensor | None  # of a learned library size
+
+    def draw(self, vae: VAE, n_samples: int, rows: np.ndarray | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Latent points ``(draws, rows, k)`` and log library sizes ``(draws or 1, rows, 1)``, as torch draws them."""
+        posterior = Normal(self.z.loc[rows], self.z.scale[rows], validate_args=False)
+        latent = vae.to_latent(posterior.sample(torch.Size((n_samples,))))
+        log_library = self.log_library_n1[rows]
+        if self.library_sd_n1 is None:
+            return latent, log_library.unsqueeze(0)
+        library = Normal(log_library, self.library_sd_n1[rows], validate_args=False)
+        return latent, library.sample(torch.Size((n_samples,)))
+
+
+def cells_for(model: Asked, adata: AnnData | None, indices: Any, *, need_conditions: bool) -> Cells:
+    """The cells that a method was given, or those that the model was made of.
+
+    Parameters
+    ----------
+    model
+        Trained, or an error is raised.
+    adata, indices
+        As the user gave them; None is all.
+    need_conditions
+        Whether a batch or a covariate that is not there is an error.
+
+    Raises
+    ------
+    NotTrainedError, InputError, CountsError, ConditionError
+        For a model without weights or without cells, and for cells that do not fit it.
+    """
+    model.check_trained()
+    if adata is None and model._cells is not None:
+        check_unchanged(model._cells)
+        return model._cells if indices is None else model._cells.at(indices)
+    adata = model.adata if adata is None else adata
+    if adata is None:
+        raise InputError("adata: none came, and a model that was opened from files has no cells; pass an AnnData")
+    cells = read_cells(adata, model.schema, need_conditions=need_conditions, indices=indices)
+    check_cells(cells, model.config)
+    return cells
+
+
+def choose(model: Asked, adata: AnnData | None, indices: Any, *, need_library: bool = True) -> Chosen:
+    """Cells to be decoded under their own conditions, with names.
+
+    Raises
+    ------
+    ConditionError
+        Where labels or a size factor that the decoder needs are not there; else as :func:`cells_for`.
+    """
+    cells = cells_for(model, adata, indices, need_conditions=True)
+    columns, config = model.schema.columns, model.config
+    if config.dispersion == "gene-label" and (cells.codes_nc[:, -1] == UNREAD).any():
+        raise ConditionError(f"adata.obs: there is no {columns.labels_key!r}, which dispersion='gene-label' needs")
+    if need_library and config.use_size_factor and np.isnan(np.asarray(cells.size_factor_n)).any():
+        raise ConditionError(f"adata.obs: there is no {columns.size_factor_key!r}, the size factor of this model")
+    source = model.adata if adata is None else adata
+    if source is None:
+        names = pd.RangeIndex(len(cells)).astype(str)
+        return Chosen(cells, names, pd.Index(model.schema.genes))
+    names = source.obs_names if indices is None else source.obs_names[check_rows(indices, source.n_obs)]
+    same = tuple(source.var_names) == model.schema.genes
+    return Chosen(cells, names, source.var_names if same else pd.Index(model.schema.genes))
+
+
+def batch_codes(schema: Schema, transform_batch: Any) -> list[int | None]:
+    """Codes of the batches to decode in; None is a cell's own.
+
+    As in scvi-tools a number is the name of a batch too, not its code.
+
+    Raises
+    ------
+    ConditionError
+        For a name that is none of the training batches.
+    """
+    one = isinstance(transform_batch, str) or not isinstance(transform_batch, Iterable)
+    wanted = [transform_batch] if one else list(transform_batch)
+    if not wanted:
+        raise InputError("transform_batch: an empty list came, a batch, a list of batches or None was expected")
+    known = {"0": 0} if schema.batch is None else schema.batch.codes  # scvi-tools calls the one batch 0
+    for name in wanted:
+        if name is not None and str(name) not in known:
+            raise ConditionError(unknown_name("transform_batch", name, known, "training batches"))
+    return [None if name is None else known[str(name)] for name in wanted]
+
+
+def gene_positions(schema: Schema, gene_list: Any) -> np.ndarray | None:
+    """Positions of the genes of a list, in the order of the model; None is all.
+
+    As in scvi-tools, names that are no genes of the model are left out, with a warning.
+
+    Raises
+    ------
+    InputError
+        Where none is a gene of the model.
+    """
+    if gene_list is None:
+        return None
+    if isinstance(gene_list, str) or not isinstance(gene_list, Iterable):
+        raise InputError(f"gene_list: {gene_list!r} came, a list of names of genes was expected")
+    names = list(dict.fromkeys(str(name) for name in gene_list))
+    unknown = [name for name in names if name not in schema.gene_codes]
+    if len(unknown) == len(names):
+        raise InputError(
+            f"gene_list: {listing(names)} came, none of which is among the {schema.n_genes:,} genes of the model "
+            f"{listing(schema.genes, 5)}"
+        )
+    if unknown:
+        warn(
+            f"gene_list: {len(unknown):,} of {len(names):,} names are not among the {schema.n_genes:,} genes of the "
+            f"model and are left out {listing(unknown, 5)}",
+            CountsWarning,
+        )
+    return np.sort([schema.gene_codes[name] for name in names if name in schema.gene_codes])
+
+
+@contextmanager
+def computing(vae: VAE, device: str, seed: int) -> Iterator[torch.device]:
+    """A network in evaluation mode on a device, without gradients, with seeded draws; afterwards all is as before."""
+    check_integer("seed", seed, minimum=0)
+    home, there = next(vae.parameters()).device, choose_device(device)
+    vae.to(there)
+    try:
+        with torch.inference_mode(), evaluating(vae), seeded(seed, there):
+            yield there
+    finally:
+        vae.to(home)
+
+
+def minibatches_of(cells: Cells, batch_size: int | None, device: torch.device) -> Iterator[Minibatch]:
+    """The cells in order, some at a time, made dense one after the other."""
+    batch_size = BATCH_SIZE if batch_size is None else batch_size
+    check_integer("batch_size", batch_size, minimum=1)
+    for rows in rows_of(np.arange(len(cells)), batch_size, lone=True):
+        yield gather(cells, slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else rows, device)
+
+
+def encode_with_library(vae: VAE, cells: Cells, batch_size: int | None, device: torch.device) -> Latents:
+    """The posteriors of cells; inside :func:`computing`."""
+    parts: list[tuple[Tensor, ...]] = []
+    for minibatch in minibatches_of(cells, batch_size, device):
+        z = vae.encode(minibatch)
+        part: tuple[Tensor, ...] = (z.loc, z.scale, minibatch.library_n1.log())
+        if vae.config.learns_library:
+            library = vae.encode_library(minibatch)
+            part = (z.loc, z.scale, library.loc, library.scale)
+        parts.append(tuple(tensor.cpu() for tensor in part))
+    mean, sd, log_library, *library_sd = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return Latents(Normal(mean, sd, validate_args=False), log_library, library_sd[0] if library_sd else None)
+
+
+def conditions_at(
+    cells: Cells, rows: np.ndarray | slice, batch: int | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Codes ``(n, c)`` and continuous covariates ``(n, d)`` of cells, in a batch; None is their own."""
+    codes_nc = cells.codes_nc[rows]
+    if batch is not None:
+        codes_nc = codes_nc.copy()
+        codes_nc[:, 0] = batch
+    continuous_nd = cells.continuous_nd[rows]
+    return torch.from_numpy(codes_nc).to(device), torch.from_numpy(continuous_nd).to(device)
+
+
+def tiles_of(n: int, n_genes: int, n_samples: int) -> Iterator[slice]:
+    """Some cells at a time, so that all draws of them fit."""
+    size = min(max(TILE_BYTES // (4 * n_genes * n_samples), 1), 4096)
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))

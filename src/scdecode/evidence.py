@@ -1,0 +1,212 @@
+"""How likely a model finds cells: the evidence lower bound, the reconstruction error and the marginal likelihood.
+
+These functions are the methods of the same names of :class:`scdecode.SCVI`; names, arguments, signs and results are
+those of scvi-tools. What is drawn is drawn from a seed of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from anndata import AnnData
+from torch import Tensor
+from torch.distributions import Normal
+
+from scdecode.arguments import refuse_loaders
+from scdecode.asked import TILE_BYTES, Asked, choose, computing, minibatches_of
+from scdecode.errors import InputError, check_integer
+from scdecode.minibatches import Minibatch
+from scdecode.vae import VAE
+
+
+def get_elbo(
+    model: Asked,
+    adata: AnnData | None = None,
+    indices: Any = None,
+    batch_size: int | None = None,
+    dataloader: None = None,
+    return_mean: bool = True,
+    data_loader_kwargs: None = None,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    **kwargs: Any,
+) -> Tensor:
+    """The evidence lower bound of cells, in nats a cell, at one draw from the posterior of each; higher is better.
+
+    It is minus what the history calls ``elbo``: -log p(x | z, l) and the divergences from the priors, there as here
+    with their full weight.
+
+    Parameters
+    ----------
+    adata
+        Cells; by default those that the model was made of.
+    indices
+        Positions or a mask of the cells wanted; by default all.
+    batch_size
+        Cells that are made dense at once.
+    return_mean
+        Whether to average over cells.
+    seed
+        Of the draws.
+    device
+        Where to compute.
+    dataloader, data_loader_kwargs, **kwargs
+        Of scvi-tools, and not offered.
+
+    Returns
+    -------
+    torch.Tensor
+        Of no dimension, or ``(n,)`` without the mean; float32.
+    """
+    given = {"dataloader": dataloader, "data_loader_kwargs": data_loader_kwargs}
+    reconstruction, kl = _bounds("get_elbo", model, adata, indices, batch_size, {**given, **kwargs}, seed, device)
+    return _over_cells(-(reconstruction + kl), return_mean)
+
+
+def get_reconstruction_error(
+    model: Asked,
+    adata: AnnData | None = None,
+    indices: Any = None,
+    batch_size: int | None = None,
+    dataloader: None = None,
+    return_mean: bool = True,
+    data_loader_kwargs: None = None,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    **kwargs: Any,
+) -> dict[str, Tensor]:
+    """-log p(x | z, l) of cells, in nats a cell, at one draw from the posterior of each; lower is better.
+
+    Parameters
+    ----------
+    adata, indices, batch_size, return_mean, seed, device, dataloader, data_loader_kwargs, **kwargs
+        As for :meth:`get_elbo`.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        One entry, ``"reconstruction_loss"``: of no dimension, or ``(n,)`` without the mean; float32.
+    """
+    given = {"dataloader": dataloader, "data_loader_kwargs": data_loader_kwargs}
+    place = "get_reconstruction_error"
+    reconstruction, _ = _bounds(place, model, adata, indices, batch_size, {**given, **kwargs}, seed, device)
+    return {"reconstruction_loss": _over_cells(reconstruction, return_mean)}
+
+
+def get_marginal_ll(
+    model: Asked,
+    adata: AnnData | None = None,
+    indices: Any = None,
+    n_mc_samples: int = 1000,
+    batch_size: int | None = None,
+    return_mean: bool = True,
+    dataloader: None = None,
+    data_loader_kwargs: None = None,
+    *,
+    n_mc_samples_per_pass: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    **kwargs: Any,
+) -> np.float64 | Tensor:
+    """The log marginal likelihood log p(x) of cells, in nats a cell, by importance sampling; higher is better.
+
+    The mean of p(x | z, l) p(z) p(l) / (q(z | x) q(l | x)) over draws from the posterior, as a logarithm. It comes near
+    log p(x) from below as the draws become more.
+
+    Parameters
+    ----------
+    adata, indices, batch_size, return_mean, seed, device, dataloader, data_loader_kwargs, **kwargs
+        As for :meth:`get_elbo`.
+    n_mc_samples
+        Draws for each cell.
+    n_mc_samples_per_pass
+        Draws that are decoded at once; by default as many as fit the processor's cache.
+
+    Returns
+    -------
+    numpy.float64 or torch.Tensor
+        The mean over cells, or ``(n,)`` float32.
+
+    Notes
+    -----
+    For ``latent_distribution="ln"`` both densities of z are taken at its softmax, as scvi-tools takes them. Those are
+    not the densities of what was drawn, so the value is comparable with scvi-tools' own and with nothing else.
+    """
+    refuse_loaders("get_marginal_ll", kwargs, dataloader=dataloader, data_loader_kwargs=data_loader_kwargs)
+    check_integer("n_mc_samples", n_mc_samples, minimum=1)
+    fitting = max(TILE_BYTES // (4 * model.vae.n_genes * 128), 1)
+    at_once = fitting if n_mc_samples_per_pass is None else n_mc_samples_per_pass
+    check_integer("n_mc_samples_per_pass", at_once, minimum=1)
+    cells = choose(model, adata, indices).cells
+    parts = []
+    with computing(model.vae, device, seed) as there:
+        for minibatch in minibatches_of(cells, batch_size, there):
+            weights = _log_weights(model.vae, minibatch, n_mc_samples, at_once)
+            parts.append((torch.logsumexp(weights, dim=0) - math.log(n_mc_samples)).cpu())
+    found = torch.cat(parts)
+    if not return_mean:
+        return found
+    _check_any(found)
+    return np.float64(found.double().mean().item())
+
+
+def _log_weights(vae: VAE, cells: Minibatch, n_samples: int, at_once: int) -> Tensor:
+    """Log importance weights of draws from the posterior of cells, ``(n_samples, n)``."""
+    posterior = vae.encode(cells)
+    standard = Normal(torch.zeros_like(posterior.loc), 1.0, validate_args=False)
+    log_library, library, library_prior = cells.library_n1.log(), None, None
+    if vae.config.learns_library:
+        library, batch = vae.encode_library(cells), cells.codes_nc[:, :1]
+        sd = vae.library_log_variance[batch].sqrt()
+        library_prior = Normal(vae.library_log_mean[batch], sd, validate_args=False)
+    weights = torch.empty(n_samples, len(cells), device=cells.x_ng.device)
+    for start in range(0, n_samples, at_once):
+        draws = slice(start, min(start + at_once, n_samples))
+        shape = torch.Size((draws.stop - draws.start,))
+        z = vae.to_latent(posterior.sample(shape))
+        weights[draws] = (standard.log_prob(z) - posterior.log_prob(z)).sum(-1)
+        if library is not None and library_prior is not None:
+            log_library = library.sample(shape)
+            weights[draws] += (library_prior.log_prob(log_library) - library.log_prob(log_library)).sum(-1)
+        output = vae.decode(z, cells.codes_nc, cells.continuous_nd)
+        weights[draws] += vae.likelihood(output, log_library, cells.codes_nc).log_prob(cells.x_ng).sum(-1)
+    return weights
+
+
+def _bounds(
+    place: str,
+    model: Asked,
+    adata: AnnData | None,
+    indices: Any,
+    batch_size: int | None,
+    given: dict[str, Any],
+    seed: int,
+    device: str,
+) -> tuple[Tensor, Tensor]:
+    """The reconstruction error and the divergences of each cell, ``(n,)`` each, on the CPU."""
+    refuse_loaders(place, given)
+    cells = choose(model, adata, indices).cells
+    reconstruction, kl = [], []
+    with computing(model.vae, device, seed) as there:
+        for minibatch in minibatches_of(cells, batch_size, there):
+            elbo = model.vae.elbo(minibatch)
+            reconstruction.append(elbo.reconstruction.cpu())
+            kl.append((elbo.kl_z + elbo.kl_l).cpu())
+    return torch.cat(reconstruction), torch.cat(kl)
+
+
+def _over_cells(values_n: Tensor, mean: bool) -> Tensor:
+    if not mean:
+        return values_n
+    _check_any(values_n)
+    return values_n.double().mean().float()
+
+
+def _check_any(values_n: Tensor) -> None:
+    if len(values_n) == 0:
+        raise InputError("indices: they choose no cell, and there is no mean over none")

@@ -1,0 +1,272 @@
+"""What a model of scvi-tools was set up with, by name: its ``registry_`` to a :class:`Schema`, and back.
+
+Until 0.14 it was ``scvi_setup_dict_``, which is first brought into the shape of a registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from scdecode.errors import ConditionWarning, CorruptModelError, listing, warn
+from scdecode.formats.scvi_options import count_batches
+from scdecode.schema import Category, Columns, LevelKind, Schema
+
+_BATCH, _LABELS = "_scvi_batch", "_scvi_labels"
+"""The columns that scvi-tools makes where the user named none: all cells are then of one level."""
+
+_KINDS: tuple[tuple[LevelKind, tuple[type, ...]], ...] = (
+    ("str", (str,)),
+    ("bool", (bool, np.bool_)),
+    ("int", (int, np.integer)),
+    ("float", (float, np.floating)),
+)
+
+
+def registry_of(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The registry of a model, in today's shape; empty where there is none."""
+    registry = attributes.get("registry_")
+    if isinstance(registry, Mapping):
+        return registry
+    old = attributes.get("scvi_setup_dict_")
+    return _modern(old) if isinstance(old, Mapping) else {}
+
+
+def _modern(old: Mapping[str, Any]) -> dict[str, Any]:
+    mappings, extra = _mapping(old.get("categorical_mappings")), _mapping(old.get("extra_categoricals"))
+    x = _mapping(_mapping(old.get("data_registry")).get("X"))
+
+    def categorical(name: str) -> dict[str, Any]:
+        entry = _mapping(mappings.get(name))
+        return {"categorical_mapping": entry.get("mapping"), "original_key": entry.get("original_key")}
+
+    states: dict[str, dict[str, Any]] = {
+        "X": {},
+        "batch": categorical(_BATCH),
+        "labels": categorical(_LABELS),
+        "extra_categorical_covs": {"mappings": extra.get("mappings"), "field_keys": extra.get("keys")},
+        "extra_continuous_covs": {"columns": old.get("extra_continuous_keys")},
+    }
+    fields: dict[str, dict[str, Any]] = {
+        name: {"state_registry": state, "data_registry": {}} for name, state in states.items()
+    }
+    fields["X"]["data_registry"] = {"attr_name": x.get("attr_name"), "attr_key": x.get("attr_key")}
+    fields["X"]["summary_stats"] = _mapping(old.get("summary_stats"))
+    return {"scvi_version": old.get("scvi_version"), "field_registries": fields}
+
+
+def read_schema(
+    registry: Mapping[str, Any], var_names: Any, n_genes: int, weights: Mapping[str, Tensor], place: str
+) -> Schema:
+    """The names that a model was set up with.
+
+    Parameters
+    ----------
+    registry
+        As :func:`registry_of` gives it.
+    var_names
+        The names of the genes beside the weights: an array, or by modality; None where there are none.
+    n_genes
+        As many as the weights have.
+    weights
+        Under scvi-tools' names; they have the last word on how many levels there are.
+    place
+        The file, for errors.
+
+    Raises
+    ------
+    CorruptModelError
+        Where the names do not fit the weights, or are no names.
+    """
+    fields = _mapping(registry.get("field_registries"))
+    setup = _mapping(registry.get("setup_args"))
+
+    def state(name: str) -> Mapping[str, Any]:
+        return _mapping(_mapping(fields.get(name)).get("state_registry"))
+
+    labels = _category(state("labels"), _LABELS, None, place)
+    extra = state("extra_categorical_covs")
+    levels = _mapping(extra.get("mappings"))
+    keys = [str(key) for key in _list(extra.get("field_keys"))] or [str(key) for key in levels]
+    categorical = []
+    for key in keys:
+        if key not in levels:
+            raise CorruptModelError(f"{place}: the levels of the covariate {key!r} are missing in its registry")
+        categorical.append(_named(key, _list(levels[key]), place))
+    continuous = tuple(str(name) for name in _list(state("extra_continuous_covs").get("columns")))
+    n_batches = count_batches(weights, [len(c.names) for c in categorical], len(continuous))
+    batch = _category(state("batch"), _BATCH, n_batches, place)
+    x = _mapping(_mapping(fields.get("X")).get("data_registry"))
+    size_factor = _size_factor(_mapping(fields.get("size_factor")), setup)
+    unlabeled = state("labels").get("unlabeled_category", setup.get("unlabeled_category"))
+    if unlabeled is not None and (labels is None or labels.names[-1] != str(unlabeled)):
+        raise CorruptModelError(f"{place}: the unlabelled category {unlabeled!r} is not the last of its labels")
+    n_cells = _mapping(_mapping(fields.get("X")).get("summary_stats")).get("n_cells")
+    genes = _genes(var_names, state("X").get("column_names"), n_genes, place)
+    return Schema(
+        genes=genes,
+        columns=Columns(
+            layer=str(x["attr_key"]) if x.get("attr_name") == "layers" and x.get("attr_key") is not None else None,
+            batch_key=None if batch is None else batch.key,
+            labels_key=None if labels is None else labels.key,
+            size_factor_key=size_factor,
+            categorical_covariate_keys=tuple(keys),
+            continuous_covariate_keys=continuous,
+            unlabeled_category=None if unlabeled is None else str(unlabeled),
+        ),
+        batch=batch,
+        labels=labels,
+        categorical=tuple(categorical),
+        continuous=continuous,
+        n_cells=int(n_cells) if isinstance(n_cells, int) and n_cells >= 0 else None,
+    )
+
+
+def _category(state: Mapping[str, Any], unnamed: str, n_levels: int | None, place: str) -> Category | None:
+    """A category; None where the user named no column, so that all cells were of one level."""
+    values, key = _list(state.get("categorical_mapping")), state.get("original_key")
+    key = unnamed if key is None else str(key)
+    if n_levels is not None and len(values) != n_levels and (values or n_levels > 1):
+        if values:
+            raise CorruptModelError(
+                f"{place}: {key!r} has {len(values):,} levels in its registry and {n_levels:,} in its weights"
+            )
+        key = key.removeprefix("_scvi_")
+        warn(
+            f"{place}: it does not name the {n_levels:,} levels of {key!r}; they are called '0' to '{n_levels - 1}', "
+            "as they are numbered in the weights",
+            ConditionWarning,
+        )
+        return Category(key, tuple(str(code) for code in range(n_levels)), "int")
+    if not values or (key == unnamed and len(values) == 1):
+        return None
+    return _named(key, values, place)
+
+
+def _named(key: str, values: Sequence[Any], place: str) -> Category:
+    kinds = {next((kind for kind, types in _KINDS if isinstance(value, types)), None) for value in values}
+    names = tuple(str(value) for value in values)
+    if len(set(names)) < len(names) or None in kinds:
+        raise CorruptModelError(f"{place}: the levels of {key!r} are no names, each once: {listing(names)}")
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return Category(key, names, kind or "str")
+
+
+def _genes(var_names: Any, column_names: Any, n_genes: int, place: str) -> tuple[str, ...]:
+    """The names of the genes: those of the file, or else of its registry, or else numbers."""
+    candidates = [*var_names.values()] if isinstance(var_names, Mapping) else [var_names]
+    named = [names for names in (_list(value) for value in (*candidates, column_names)) if names]
+    fitting = [names for names in named if len(names) == n_genes]
+    if named and not fitting:
+        raise CorruptModelError(
+            f"{place}: it names {len(named[0]):,} genes, and its weights are of {n_genes:,}; copy the directory again"
+        )
+    if not fitting:
+        warn(
+            f"{place}: it does not name its genes; they are called 'gene_0' to 'gene_{n_genes - 1}', in the order of "
+            "the weights",
+            ConditionWarning,
+        )
+        return tuple(f"gene_{i}" for i in range(n_genes))
+    genes = tuple(str(name) for name in fitting[0])
+    if len(set(genes)) < n_genes:
+        raise CorruptModelError(f"{place}: it names a gene twice")
+    return genes
+
+
+def _size_factor(field: Mapping[str, Any], setup: Mapping[str, Any]) -> str | None:
+    key = setup.get("size_factor_key")
+    if key is None and _mapping(field.get("data_registry")):
+        key = _mapping(field["data_registry"]).get("attr_key")
+    return None if key is None else str(key)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    if isinstance(value, np.ndarray):
+        return list(value.reshape(-1).tolist())
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+# -- the other way -----------------------------------------------------------------------------------------------------
+
+
+def write_registry(class_name: str, schema: Schema, version: str) -> dict[str, Any]:
+    """The registry that scvi-tools makes of such a set-up, as 1.4 has it."""
+    columns = schema.columns
+    size_factor = {"attr_name": "obs", "attr_key": columns.size_factor_key} if columns.size_factor_key else {}
+    labels = _categorical("labels", _LABELS, schema.labels)
+    if columns.unlabeled_category is not None:
+        labels["state_registry"]["unlabeled_category"] = columns.unlabeled_category
+    x = (
+        {"attr_name": "X", "attr_key": None}
+        if columns.layer is None
+        else {"attr_name": "layers", "attr_key": columns.layer}
+    )
+    n_cells = schema.n_cells or 0
+    genes = np.array(schema.genes, dtype=object)
+    fields: dict[str, Any] = {
+        "X": {
+            "data_registry": x,
+            "state_registry": {"n_obs": n_cells, "n_vars": schema.n_genes, "column_names": genes},
+            "summary_stats": {"n_vars": schema.n_genes, "n_cells": n_cells},
+        },
+        "batch": _categorical("batch", _BATCH, schema.batch),
+        "labels": labels,
+    }
+    setup: dict[str, Any] = {"layer": columns.layer, "batch_key": columns.batch_key, "labels_key": columns.labels_key}
+    if class_name != "LinearSCVI":
+        keys, continuous = list(columns.categorical_covariate_keys), list(columns.continuous_covariate_keys)
+        fields["size_factor"] = {"data_registry": size_factor, "state_registry": {}, "summary_stats": {}}
+        fields["extra_categorical_covs"] = _joint(
+            "extra_categorical_covs",
+            {
+                "mappings": {c.key: c.values for c in schema.categorical},
+                "field_keys": keys,
+                "n_cats_per_key": [len(c.names) for c in schema.categorical],
+            },
+            len(keys),
+        )
+        columns_of = {"columns": np.array(continuous, dtype=object)}
+        fields["extra_continuous_covs"] = _joint("extra_continuous_covs", columns_of, len(continuous))
+        setup |= {
+            "size_factor_key": columns.size_factor_key,
+            "categorical_covariate_keys": keys or None,
+            "continuous_covariate_keys": continuous or None,
+        }
+    if class_name == "SCANVI":
+        setup["unlabeled_category"] = columns.unlabeled_category
+    return {
+        "scvi_version": version,
+        "model_name": class_name,
+        "setup_args": setup,
+        "field_registries": fields,
+        "setup_method_name": "setup_anndata",
+    }
+
+
+def _categorical(name: str, unnamed: str, category: Category | None) -> dict[str, Any]:
+    values = np.zeros(1, dtype=np.int64) if category is None else category.values
+    return {
+        "data_registry": {"attr_name": "obs", "attr_key": unnamed},
+        "state_registry": {
+            "categorical_mapping": values,
+            "original_key": unnamed if category is None else category.key,
+        },
+        "summary_stats": {f"n_{name}": len(values)},
+    }
+
+
+def _joint(name: str, state: dict[str, Any], n: int) -> dict[str, Any]:
+    registry = {"attr_name": "obsm", "attr_key": f"_scvi_{name}"}
+    return {
+        "data_registry": registry if n else {},
+        "state_registry": state if n else {},
+        "summary_stats": {f"n_{name}": n},
+    }

@@ -1,0 +1,257 @@
+"""Model directories of scvi-tools: read without running anything in them, and written.
+
+::
+
+    model/                       0.15 and later           until 0.14
+      model.pt                   everything               model_params.pt   the weights
+      adata.h5ad                 the cells, where kept    attr.pkl          names and options
+                                                          var_names.csv     the genes
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from scdecode.config import TrainConfig
+from scdecode.devices import seeded
+from scdecode.errors import (
+    ConditionWarning,
+    CorruptModelError,
+    ForeignModelError,
+    FormatError,
+    listing,
+    warn,
+)
+from scdecode.files import replacing
+from scdecode.formats.archives import read_archive, read_pickle_file
+from scdecode.formats.frames import history_of
+from scdecode.formats.scvi_names import CLASSIFICATION, to_ours, to_theirs
+from scdecode.formats.scvi_options import CLASSES, class_of, flattened, init_params, read_options
+from scdecode.formats.scvi_setup import read_schema, registry_of, write_registry
+from scdecode.formats.stored import Origin, StoredModel, build_vae, filled_classification, filled_vae
+
+_MODEL, _WEIGHTS, _ATTRIBUTES, _GENES = "model.pt", "model_params.pt", "attr.pkl", "var_names.csv"
+
+WRITTEN_AS = "1.4.2"
+"""The version of scvi-tools whose files :func:`write` writes."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Files:
+    """What the files hold, as plain data."""
+
+    weights: Mapping[str, Any]
+    attributes: Mapping[str, Any]
+    var_names: Any
+    place: str
+
+
+def is_here(path: Path, prefix: str | None = None) -> bool:
+    """Whether a directory holds a model of scvi-tools, or one that looks like it."""
+    return any((path / f"{prefix or ''}{name}").is_file() for name in (_MODEL, _WEIGHTS))
+
+
+def prefixes(path: Path) -> list[str]:
+    """The prefixes of the models in a directory."""
+    names = [file.name for file in path.iterdir() if file.is_file()] if path.is_dir() else []
+    found = {name.removesuffix(kind) for name in names for kind in (_MODEL, _WEIGHTS) if name.endswith(kind)}
+    return sorted(found - {""})
+
+
+def read(path: str | Path, *, prefix: str | None = None) -> StoredModel:
+    """Read a model directory of scvi-tools (0.8 to 1.5; ``SCVI``, ``LinearSCVI``, ``SCANVI``); nothing in it is run.
+
+    The training cells are not in such files: neither how often each condition occurred, nor any latents of them.
+
+    Raises
+    ------
+    FormatError
+        Where there is no model.
+    UnsafeModelError
+        Where a file asks for code to be run.
+    ForeignModelError
+        For another class of model, another program's, or options that are not offered here.
+    CorruptModelError
+        Where a file is damaged, or one part does not fit another.
+    """
+    path = Path(path)
+    files = _read_files(path, prefix or "")
+    registry = registry_of(files.attributes)
+    said = files.attributes.get("init_params_")
+    name = registry.get("model_name")
+    weights = {key: value for key, value in files.weights.items() if isinstance(value, Tensor)}
+    class_name = class_of(weights)
+    version = str(registry.get("scvi_version") or "of an unknown version")
+    if class_name is None or name not in (None, class_name) or not isinstance(said, Mapping):
+        raise ForeignModelError(_what_it_is(files, name, version))
+    head = (
+        "decoder.factor_regressor.fc_layers.Layer 0.0" if class_name == "LinearSCVI" else "decoder.px_scale_decoder.0"
+    )
+    schema = read_schema(registry, files.var_names, len(weights[f"{head}.weight"]), weights, files.place)
+    options = flattened(said)
+    config, classifier = read_options(class_name, options, weights, schema, files.place)
+    if options.get("use_observed_lib_size") is False and not config.learns_library:
+        warn(
+            f"{files.place}: it learned the library size, and this early version of scvi-tools did not keep the prior; "
+            "the total counts are taken instead, which matters to the ELBO alone",
+            ConditionWarning,
+        )
+    try:
+        ours, kept = to_ours({key: _single(value) for key, value in weights.items()}, config)
+    except KeyError as error:
+        raise ForeignModelError(
+            f"{files.place}: it has the weights {error}, which no {class_name} that scdecode knows has"
+        ) from error
+    fits = "the names and options beside it"
+    own = {key: value for key, value in ours.items() if not key.startswith(CLASSIFICATION)}
+    vae = filled_vae(config, schema, own, files.place, fits)
+    classification = None
+    if classifier is not None:
+        others = {key.removeprefix(CLASSIFICATION): value for key, value in ours.items() if key not in own}
+        classification = filled_classification(config, classifier, schema, others, files.place, fits)
+    history = history_of(files.attributes.get("history_"))
+    return StoredModel(
+        class_name=class_name,
+        config=config,
+        schema=schema,
+        vae=vae,
+        reference=None,
+        train_config=TrainConfig(),
+        summary={"history": history, "ending": f"trained by scvi-tools {version}"},
+        version="",
+        trained=bool(files.attributes.get("is_trained_", True)),
+        origin=Origin("scvi-tools", version),
+        kept=kept,
+        classification=classification,
+    )
+
+
+def _read_files(path: Path, prefix: str) -> _Files:
+    model, weights = path / f"{prefix}{_MODEL}", path / f"{prefix}{_WEIGHTS}"
+    if model.is_file():
+        content = read_archive(model)
+        if not isinstance(content, Mapping) or not {"model_state_dict", "attr_dict"} <= set(content):
+            there = listing(content, 5) if isinstance(content, Mapping) else type(content).__name__
+            raise ForeignModelError(
+                f"{model}: it holds {there}, and not what scvi-tools saves; a directory that its model.save(...) wrote "
+                "was expected"
+            )
+        state, attributes = content["model_state_dict"], content["attr_dict"]
+        files = _Files(state, attributes, content.get("var_names"), str(model))
+    elif weights.is_file():
+        pickled, genes = path / f"{prefix}{_ATTRIBUTES}", path / f"{prefix}{_GENES}"
+        if not pickled.is_file():
+            raise CorruptModelError(f"{path}: there is {weights.name} but no {pickled.name}; copy the whole directory")
+        var_names = None
+        if genes.is_file():
+            try:
+                var_names = pd.read_csv(genes, header=None, dtype=str, keep_default_na=False)[0].tolist()
+            except (ValueError, UnicodeDecodeError) as error:  # ParserError and EmptyDataError are ValueErrors
+                raise CorruptModelError(f"{genes}: it is no list of genes ({error}); copy it again") from error
+        files = _Files(read_archive(weights), read_pickle_file(pickled), var_names, str(weights))
+    else:
+        raise FormatError(
+            f"{path}: there is no {model.name} and no {weights.name}; a directory of scvi-tools was expected"
+        )
+    if not isinstance(files.weights, Mapping) or not isinstance(files.attributes, Mapping):
+        raise ForeignModelError(f"{files.place}: its weights or its attributes are not what scvi-tools saves")
+    return files
+
+
+def _what_it_is(files: _Files, name: Any, version: str) -> str:
+    """Which model it is that cannot be opened."""
+    can = f"scdecode opens {listing(CLASSES)}"
+    if name in CLASSES:
+        return (
+            f"{files.place}: it says that it is a {name} of scvi-tools {version}, and its weights are not those of one"
+        )
+    if name is not None:
+        return f"{files.place}: it is a {name} of scvi-tools {version}; {can}"
+    if "scvi_setup_dict_" in files.attributes or "registry_" in files.attributes:
+        return f"{files.place}: it is of scvi-tools {version}, and no class that scdecode knows has such weights; {can}"
+    attributes, weights = (listing(sorted(map(str, found)), 5) for found in (files.attributes, files.weights))
+    return (
+        f"{files.place}: it is not of scvi-tools, though its files have the same names; its attributes are "
+        f"{attributes}, its weights {weights}; {can}"
+    )
+
+
+def _single(tensor: Tensor) -> Tensor:
+    """In single precision, as everything here; scvi-tools trains in it, and other precisions are not its own."""
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> None:
+    """Write a model directory that scvi-tools opens: ``scvi.model.SCVI.load(path, adata)``.
+
+    The AnnData that it is opened with there needs the columns of the set-up. What scvi-tools has no place for is left
+    out: the reference latents and the counts of the training conditions.
+
+    Parameters
+    ----------
+    path
+        The directory.
+    model
+        Of any class; one that scvi-tools trained comes back with all its weights.
+    overwrite
+        Whether to replace what is there.
+
+    Raises
+    ------
+    OutputError
+        Where it cannot be written, or is there already.
+    """
+    history = model.summary["history"]
+    n_epochs = max((len(column) for column in history.values()), default=0)
+    epochs = pd.RangeIndex(n_epochs, name="epoch")
+    attributes = {
+        "registry_": write_registry(model.class_name, model.schema, WRITTEN_AS),
+        "init_params_": init_params(
+            model.class_name, model.config, None if model.classification is None else model.classification.config
+        ),
+        "history_": {name: pd.DataFrame({name: column}, index=epochs) for name, column in history.items()},
+        "is_trained_": model.trained,
+    }
+    if model.class_name == "SCANVI":
+        attributes |= {"unlabeled_category_": model.schema.columns.unlabeled_category}
+    state = {name: t.contiguous() for name, t in weights_of(model).items()}
+    content = {
+        "model_state_dict": state,
+        "var_names": np.array(model.schema.genes, dtype=object),
+        "attr_dict": attributes,
+    }
+    with replacing(path, overwrite=overwrite) as folder:
+        folder.mkdir()
+        buffer = io.BytesIO()  # torch has an error of its own for a full disk
+        torch.save(content, buffer)
+        (folder / _MODEL).write_bytes(buffer.getbuffer())
+
+
+def weights_of(model: StoredModel) -> dict[str, Tensor]:
+    """The weights of a model under scvi-tools' names, all that its network has."""
+    weights = dict(model.vae.state_dict())
+    if model.classification is not None:
+        weights |= {CLASSIFICATION + name: t for name, t in model.classification.state_dict().items()}
+    unused = model.kept
+    if not model.config.learns_library and not unused:
+        unused = _library_encoder(model)
+    return to_theirs(weights, unused, model.config)
+
+
+def _library_encoder(model: StoredModel) -> dict[str, Tensor]:
+    """An encoder of the library size, which scvi-tools has in every model and uses in those that learn it."""
+    learning = dataclasses.replace(model.config, use_observed_lib_size=False, use_size_factor=False)
+    with seeded(0, torch.device("cpu")):
+        weights = build_vae(learning, model.schema).state_dict()
+    named = {name: tensor for name, tensor in weights.items() if name.startswith("library_encoder.")}
+    return to_theirs(named, {}, learning)

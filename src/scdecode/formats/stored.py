@@ -1,0 +1,148 @@
+"""What a model directory holds, whichever program wrote it, and weights into the network that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scdecode.classification import Classification
+from scdecode.config import ClassifierConfig, ModelConfig, TrainConfig
+from scdecode.devices import seeded
+from scdecode.errors import CorruptModelError
+from scdecode.reference import Reference
+from scdecode.schema import Schema
+from scdecode.vae import VAE
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The program that trained a model, where it was another one."""
+
+    program: str
+    version: str
+
+
+@dataclass(frozen=True, eq=False)
+class StoredModel:
+    """All that a model directory holds."""
+
+    class_name: str  # "SCVI", "LinearSCVI" or "SCANVI"
+    config: ModelConfig
+    schema: Schema
+    vae: VAE
+    reference: Reference | None  # None: not known, as in the files of scvi-tools
+    train_config: TrainConfig
+    summary: dict[str, Any]  # of the training: the history and how it ended
+    version: str  # of the scdecode that wrote it
+    trained: bool = True
+    origin: Origin | None = None
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    """Weights of another program that this one has no use for, under its names: they go back when it is written."""
+    classification: Classification | None = None  # of a SCANVI
+
+
+def build_vae(config: ModelConfig, schema: Schema, library_prior: tuple[Tensor, Tensor] | None = None) -> VAE:
+    """The network that fits a schema; the prior of a learned library is a placeholder unless it is given."""
+    if config.learns_library and library_prior is None:
+        library_prior = (torch.zeros(schema.n_batches), torch.ones(schema.n_batches))
+    return VAE(config, schema.n_genes, schema.n_levels, len(schema.continuous), library_prior)
+
+
+def filled_vae(config: ModelConfig, schema: Schema, weights: Mapping[str, Tensor], place: str, fits: str) -> VAE:
+    """The network with these weights, in evaluation mode.
+
+    Parameters
+    ----------
+    config, schema
+        What the network is made from.
+    weights
+        Under the names of our network.
+    place, fits
+        For errors: where the weights come from, and what they are to fit.
+
+    Raises
+    ------
+    CorruptModelError
+        Where the weights are not those of this network, or are no numbers.
+    """
+    try:
+        _check_sizes(config, schema, weights)
+        with seeded(0, torch.device("cpu")):  # weights that are replaced; the user's random numbers stay as they are
+            vae = build_vae(config, schema)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes that no network has
+        raise CorruptModelError(f"{place}: it does not fit {fits} ({error}); copy both again") from error
+    fill(vae, weights, place, fits)
+    return vae
+
+
+def filled_classification(
+    config: ModelConfig,
+    classifier: ClassifierConfig,
+    schema: Schema,
+    weights: Mapping[str, Tensor],
+    place: str,
+    fits: str,
+) -> Classification:
+    """The networks that a SCANVI has beside those of SCVI, with these weights; see :func:`filled_vae`."""
+    try:
+        with seeded(0, torch.device("cpu")):
+            classification = Classification(config, schema.n_classes, classifier)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise CorruptModelError(f"{place}: it does not fit {fits} ({error}); copy both again") from error
+    fill(classification, weights, place, fits)
+    return classification
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor], place: str, fits: str) -> None:
+    """Put weights into a network that has the same names and shapes; it is left in evaluation mode.
+
+    Raises
+    ------
+    CorruptModelError
+        Where names, shapes or types differ, or a weight is no number.
+    """
+    # whatever torch's default type is here, the weights are kept in single precision
+    expected = {name: kind_of(t.float() if t.is_floating_point() else t) for name, t in module.state_dict().items()}
+    found = {name: kind_of(t) for name, t in weights.items()}
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is not of this model" for name in found if name not in expected]
+    problems += [
+        f"{name} is {found[name]}, {kind} was expected"
+        for name, kind in expected.items()
+        if name in found and found[name] != kind
+    ]
+    same = [name for name in expected if expected[name] == found.get(name)]
+    problems += [f"{name} has NaN or infinite values" for name in same if not torch.isfinite(weights[name]).all()]
+    if problems:
+        raise CorruptModelError(f"{place}: it does not fit {fits}: {'; '.join(problems[:5])}")
+    module.load_state_dict(dict(weights), assign=True)
+    module.eval().requires_grad_(False)
+
+
+def kind_of(tensor: Tensor) -> str:
+    """A tensor's type and shape, in words."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _check_sizes(config: ModelConfig, schema: Schema, weights: Mapping[str, Tensor]) -> None:
+    """Raise ``ValueError`` where a network of these sizes has more weights than there are, before memory is taken.
+
+    (torch's meta device would build it without memory, too, but takes a second to import what it needs.)
+    """
+    total = sum(tensor.numel() for tensor in weights.values())
+    sizes = {
+        "n_layers": config.n_layers,
+        "n_hidden x n_genes": config.n_hidden * schema.n_genes,
+        "n_hidden x n_hidden x (n_layers - 1)": config.n_hidden**2 * (config.n_layers - 1),
+        "n_hidden x n_latent": config.n_hidden * config.n_latent,
+        "n_hidden": config.n_hidden,
+    }
+    if config.batch_representation == "embedding":
+        sizes["n_batches x batch_embedding_dim"] = schema.n_batches * config.batch_embedding_dim
+    for name, size in sizes.items():
+        if size > total:
+            raise ValueError(f"{name} is {size:,}, and there are {total:,} weights in all")

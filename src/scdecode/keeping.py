@@ -1,0 +1,177 @@
+"""Models to directories and back, and what a model knows of its training cells.
+
+These functions are the methods of the same names of :class:`scdecode.SCVI`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
+
+import numpy as np
+from anndata import AnnData
+
+from scdecode.arguments import Refusals, refuse
+from scdecode.cells import Cells, check_cells, knowing, open_anndata, read_cells
+from scdecode.config import ModelConfig, TrainConfig
+from scdecode.errors import FormatError, InputError
+from scdecode.formats import native
+from scdecode.formats.reading import read_model
+from scdecode.formats.stored import StoredModel
+from scdecode.points import read_points
+from scdecode.reference import Reference, make_reference, reference_of_latents
+from scdecode.schema import Schema
+from scdecode.support import Support
+from scdecode.vae import VAE
+
+BESIDE = "adata.h5ad"
+"""The cells beside a model, as scvi-tools names them."""
+
+
+_ON_THE_CPU = "a model is opened on the CPU; train, decode and encode take device=..."
+_LOAD: Refusals = {
+    "accelerator": (("auto", "cpu"), _ON_THE_CPU),
+    "device": (("auto", "cpu"), _ON_THE_CPU),
+    "backup_url": ((None,), "download the directory first"),
+}
+_SAVE: Refusals = {
+    "prefix": ((None, ""), "a model is a directory of its own: put it into its name"),
+    "save_kwargs": ((None, {}), "they are of torch.save, which is not used here"),
+}
+
+
+class Keepable(Protocol):
+    """What is kept of a model."""
+
+    config: ModelConfig
+    schema: Schema
+    vae: VAE
+    train_config: TrainConfig
+    _cells: Cells | None
+    _adata: AnnData | None
+    _reference: Reference | None
+    _support: Support | None
+    _train_rows: np.ndarray | None
+
+    def check_trained(self) -> None:
+        """An error where the model has no trained weights."""
+
+    def stored(self) -> StoredModel:
+        """All that a directory is to hold."""
+
+    @classmethod
+    def _of(cls, stored: StoredModel) -> Self:
+        """The model that a directory holds."""
+
+
+Model = TypeVar("Model", bound=Keepable)
+
+
+def save(
+    model: Keepable,
+    dir_path: str | Path,
+    prefix: str | None = None,
+    overwrite: bool = False,
+    save_anndata: bool = False,
+    save_kwargs: dict[str, Any] | None = None,
+    **anndata_write_kwargs: Any,
+) -> None:
+    """Write the model to a directory, which appears whole or not at all.
+
+    It is scdecode's own format: JSON and safetensors. For a directory that scvi-tools opens, see
+    :func:`scdecode.convert`.
+
+    Parameters
+    ----------
+    dir_path
+        The directory.
+    overwrite
+        Whether to replace one that is there.
+    save_anndata
+        Whether to write the cells of the model beside it, as ``adata.h5ad``; :meth:`load` finds them there.
+    **anndata_write_kwargs
+        Passed on to :meth:`anndata.AnnData.write_h5ad`.
+    prefix, save_kwargs
+        Of scvi-tools; given, they are an error.
+
+    Raises
+    ------
+    OutputError
+        Where it cannot be written, or is there already.
+    NotTrainedError
+        Before the model is trained.
+    """
+    refuse("save", {"prefix": prefix, "save_kwargs": save_kwargs}, _SAVE)
+    if anndata_write_kwargs and not save_anndata:
+        raise InputError(f"{next(iter(anndata_write_kwargs))}: it is for save_anndata=True, which was not given")
+    if save_anndata and model._adata is None:
+        raise InputError("save_anndata: this model was opened from files and has no cells; leave it out")
+    model.check_trained()
+    extra = {}
+    if save_anndata:
+        adata = model._adata
+        assert adata is not None, "it was checked above"
+        extra[BESIDE] = lambda path: adata.write_h5ad(path, **anndata_write_kwargs)
+    native.write(dir_path, model.stored(), overwrite=overwrite, beside=extra)
+
+
+def load(
+    cls: type[Model], dir_path: str | Path, adata: AnnData | None, prefix: str | None, others: Mapping[str, Any]
+) -> Model:
+    """What :meth:`SCVI.load` does, for any class of model; ``others`` are the arguments that it refuses."""
+    refuse("load", others, _LOAD)
+    stored = read_model(dir_path, prefix=prefix)
+    if stored.class_name != cls.__name__:
+        raise FormatError(
+            f"{dir_path}: it holds a {stored.class_name}, and {cls.__name__}.load was called; call "
+            f"scdecode.{stored.class_name}.load(...), or scdecode.load(...), which opens any"
+        )
+    model = cls._of(stored)
+    beside = Path(dir_path) / f"{prefix or ''}{BESIDE}"
+    if adata is None and beside.exists():
+        adata = open_anndata(beside)
+    if adata is not None:
+        model._cells, model._adata = _training_cells(model, adata), adata
+        if model._reference is None or model._reference.codes_rc is None:
+            model.schema = knowing(model.schema, model._cells)
+            model._reference, model._support = None, None
+            model._train_rows = np.arange(len(model._cells))  # the reference is made when it is first needed
+    return model
+
+
+def attach_reference(model: Keepable, cells: Any, *, use_rep: str | None = None) -> None:
+    """Tell a model that scvi-tools saved of its training cells, for support and for averages over conditions.
+
+    What the model knew of its training cells before is replaced. :meth:`save` keeps it.
+
+    Parameters
+    ----------
+    cells
+        The AnnData that the model was trained on, with its raw counts and its columns. Or latent points of those
+        cells, ``(n, k)``, in any form that :meth:`decode` takes: support is known then, while averages stay plain
+        ones over the levels.
+    use_rep
+        The entry of ``obsm`` with latent points, for an AnnData without counts.
+
+    Raises
+    ------
+    NotTrainedError, PointsError, CountsError, ConditionError, InputError
+        For an untrained model; for points or cells that do not fit it.
+    """
+    model.check_trained()
+    if isinstance(cells, AnnData) and use_rep is None:
+        read = _training_cells(model, cells)
+        model._reference = make_reference(model.vae, read, np.arange(len(read)), model.train_config.seed)
+        model.schema = knowing(model.schema, read)
+    else:
+        simplex = model.config.latent_distribution == "ln"
+        points = read_points(cells, model.config.n_latent, spread=False, use_rep=use_rep, simplex=simplex)
+        model._reference = reference_of_latents(points.z_nk.numpy(), model.train_config.seed)
+    model._support = None
+
+
+def _training_cells(model: Keepable, adata: AnnData) -> Cells:
+    cells = read_cells(adata, model.schema, need_conditions=True, need_all=True)
+    check_cells(cells, model.config)
+    return cells

@@ -1,0 +1,215 @@
+"""Cells to latents, library sizes and batch embeddings: the methods that encode.
+
+These functions are the methods of the same names of :class:`scdecode.SCVI`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from anndata import AnnData
+from torch.distributions import LogNormal, Normal
+
+from scdecode.arguments import refuse_loaders
+from scdecode.asked import Asked, cells_for, computing, encode_with_library
+from scdecode.devices import choose_device
+from scdecode.encoding import BATCH_SIZE, Posterior, encode, latent_draws, latent_mean
+from scdecode.errors import InputError
+
+
+def posterior(
+    model: Asked,
+    adata: AnnData | None = None,
+    *,
+    indices: Any = None,
+    batch_size: int = BATCH_SIZE,
+    device: str = "cpu",
+) -> Normal:
+    """The posterior q(z | x) of each cell: a torch ``Normal`` of shape ``(n, k)``.
+
+    :meth:`decode` takes it as points with a spread. For ``latent_distribution="ln"`` it is that of z before its
+    softmax, and :meth:`get_latent_representation` gives latent points.
+
+    Parameters
+    ----------
+    adata
+        Cells; genes may be in another order and there may be more of them. By default the cells of training.
+    indices
+        Positions or a mask of the cells wanted; by default all.
+    batch_size
+        Cells that are made dense at once.
+    device
+        Where to compute.
+
+    Raises
+    ------
+    CountsError, ConditionError, InputError
+        For genes that are missing, values that are no counts, unknown categories, missing columns.
+    """
+    found = _posterior(model, adata, indices, batch_size, device)
+    return Normal(found.mean_nk, found.variance_nk.sqrt(), validate_args=False)
+
+
+@overload
+def get_latent_representation(
+    model: Asked,
+    adata: AnnData | None = ...,
+    indices: Any = ...,
+    give_mean: bool = ...,
+    mc_samples: int = ...,
+    batch_size: int | None = ...,
+    return_dist: Literal[False] = ...,
+    dataloader: None = ...,
+    *,
+    n_samples: int | None = ...,
+    seed: int = ...,
+    device: str = ...,
+    **data_loader_kwargs: Any,
+) -> np.ndarray: ...
+
+
+@overload
+def get_latent_representation(
+    model: Asked,
+    adata: AnnData | None = ...,
+    indices: Any = ...,
+    give_mean: bool = ...,
+    mc_samples: int = ...,
+    batch_size: int | None = ...,
+    *,
+    return_dist: Literal[True],
+    dataloader: None = ...,
+    n_samples: int | None = ...,
+    seed: int = ...,
+    device: str = ...,
+    **data_loader_kwargs: Any,
+) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+def get_latent_representation(
+    model: Asked,
+    adata: AnnData | None = None,
+    indices: Any = None,
+    give_mean: bool = True,
+    mc_samples: int = 5000,
+    batch_size: int | None = None,
+    return_dist: bool = False,
+    dataloader: None = None,
+    *,
+    n_samples: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    **data_loader_kwargs: Any,
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """Latent points of cells, ``(n, k)`` float32.
+
+    Parameters
+    ----------
+    adata, indices, batch_size, device
+        As for :meth:`posterior`.
+    give_mean
+        The posterior mean; otherwise a draw from the posterior.
+    mc_samples
+        Draws for the mean of ``latent_distribution="ln"``, which has no closed form.
+    return_dist
+        Whether to return the mean and the variance of the posterior, each ``(n, k)``; for ``"ln"`` those of z before
+        its softmax.
+    n_samples
+        Draw that many points of each cell: ``(n_samples, n, k)``.
+    seed
+        Of the draws.
+    dataloader, **data_loader_kwargs
+        Of scvi-tools, and not offered.
+    """
+    refuse_loaders("get_latent_representation", data_loader_kwargs, dataloader=dataloader)
+    found = _posterior(model, adata, indices, BATCH_SIZE if batch_size is None else batch_size, device)
+    if return_dist:
+        return found.mean_nk.numpy(), found.variance_nk.numpy()
+    if n_samples is not None:
+        return latent_draws(found, model.config, n_samples, seed=seed)
+    if give_mean:
+        return latent_mean(found, model.config, n_draws=mc_samples, seed=seed)
+    return latent_draws(found, model.config, 1, seed=seed)[0]
+
+
+def get_latent_library_size(
+    model: Asked,
+    adata: AnnData | None = None,
+    indices: Any = None,
+    give_mean: bool = True,
+    batch_size: int | None = None,
+    dataloader: None = None,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    **data_loader_kwargs: Any,
+) -> np.ndarray:
+    """Library sizes of cells, ``(n, 1)`` float32, in counts.
+
+    Parameters
+    ----------
+    adata, indices, batch_size, device
+        As for :meth:`posterior`.
+    give_mean
+        The mean of the posterior of a learned library size; otherwise a draw from it, or the total count where it is
+        not learned.
+    seed
+        Of the draws.
+    dataloader, **data_loader_kwargs
+        Of scvi-tools, and not offered.
+
+    Raises
+    ------
+    InputError
+        For the mean of a model that does not learn the library size.
+    """
+    refuse_loaders("get_latent_library_size", data_loader_kwargs, dataloader=dataloader)
+    cells = cells_for(model, adata, indices, need_conditions=model.config.encode_covariates)
+    if not model.config.learns_library:
+        if give_mean:
+            raise InputError(
+                "get_latent_library_size: give_mean=True came, but this model learns no library size "
+                "(use_observed_lib_size=False would); give_mean=False gives the total counts"
+            )
+        return cells.library_n[:, None].copy()
+    with computing(model.vae, device, seed) as there:
+        latents = encode_with_library(model.vae, cells, batch_size, there)
+        if not give_mean:
+            return latents.draw(model.vae, 1)[1][0].exp().numpy()
+        assert latents.library_sd_n1 is not None, "a learned library size has a spread"
+        return LogNormal(latents.log_library_n1, latents.library_sd_n1, validate_args=False).mean.numpy()
+
+
+def get_batch_representation(
+    model: Asked, adata: AnnData | None = None, indices: Any = None, batch_size: int | None = None
+) -> np.ndarray:
+    """The embedding of the batch of each cell, ``(n, dimensions)`` float32.
+
+    Parameters
+    ----------
+    adata, indices
+        As for :meth:`posterior`.
+    batch_size
+        Not needed; there for the sake of programs written for scvi-tools.
+
+    Raises
+    ------
+    InputError
+        For a model without ``batch_representation="embedding"``.
+    """
+    embedding = model.vae.batch_embedding
+    if embedding is None:
+        raise InputError(
+            "get_batch_representation: this model has no embedding of the batch; make one with "
+            "SCVI(adata, batch_representation='embedding')"
+        )
+    cells = cells_for(model, adata, indices, need_conditions=True)
+    with torch.inference_mode():
+        return embedding(torch.from_numpy(cells.codes_nc[:, 0])).numpy()
+
+
+def _posterior(model: Asked, adata: AnnData | None, indices: Any, batch_size: int, device: str) -> Posterior:
+    cells = cells_for(model, adata, indices, need_conditions=model.config.encode_covariates)
+    return encode(model.vae, cells, batch_size=batch_size, device=choose_device(device))

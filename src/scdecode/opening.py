@@ -1,0 +1,49 @@
+"""``load``: a model directory, whatever class of model it holds and whichever program saved it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scdecode import parity
+from scdecode.formats import scvi_tools
+from scdecode.formats.reading import read_model
+from scdecode.linear_scvi import LinearSCVI
+from scdecode.model import SCVI
+from scdecode.scanvi import SCANVI
+
+_CLASSES: dict[str, type[SCVI]] = {kind.__name__: kind for kind in (SCVI, LinearSCVI, SCANVI)}
+
+
+def load(path: str | Path, prefix: str | None = None, *, verify: bool = False) -> SCVI:
+    """Open a model directory; it needs no AnnData.
+
+    Parameters
+    ----------
+    path
+        What :meth:`SCVI.save` wrote, or scvi-tools (versions 0.8 to 1.5; ``SCVI``, ``LinearSCVI``, ``SCANVI``), which
+        need not be installed. Nothing in the files is ever executed.
+    prefix
+        Of scvi-tools' files, where they were saved with one.
+    verify
+        Compare scvi-tools' own network with ours first, by random points and cells; scvi-tools has to be installed.
+        :func:`scdecode.convert` gives the figures.
+
+    Returns
+    -------
+    SCVI
+        Or, of the classes above, the one that was saved. One of scvi-tools keeps none of its training cells: averages
+        over conditions are then plain ones over the levels and support is unknown, until
+        :meth:`SCVI.attach_reference`.
+
+    Raises
+    ------
+    FormatError
+        Where there is no model; its kinds say whether it was edited, is newer than this scdecode, another program's, or
+        asks for code to be run. With ``verify``, also where the two networks differ by more than 1e-5.
+    MissingExtraError
+        With ``verify``, where scvi-tools is not installed.
+    """
+    stored = read_model(path, prefix=prefix)
+    if verify:
+        parity.check(parity.compare(stored, scvi_tools.weights_of(stored)), str(path))
+    return _CLASSES[stored.class_name]._of(stored)
