@@ -37,16 +37,7 @@ def path(tmp_path):
 
 def honest():
     base = torch.arange(24.0).reshape(4, 6)
-    dtypes = (
-        torch.float64,
-        torch.float16,
-        torch.bfloat16,
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.int8,
-        torch.uint8,
-    )
+    names = ("float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8")
     return {
         "weight": base,
         "view": base[1:3, ::2],

@@ -260,7 +260,7 @@ def test_help_of_each_command_has_an_example(capsys: pytest.CaptureFixture[str])
     assert run("--help") == 0
     listed = capsys.readouterr().out
     names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
-    assert names == ["train", "info", "encode", "decode", "path", "demo"]
+    assert names == ["train", "info", "convert", "encode", "decode", "path", "generate", "demo"]
     for name in names:
         assert name in listed
         assert run(name, "--help") == 0
@@ -366,3 +366,92 @@ def test_names_in_square_brackets_are_shown(tmp_path: Path, capsys: pytest.Captu
     shown = capsys.readouterr().out
     assert "T [act] x" in shown
     assert "[/bold]" in shown
+
+
+def test_convert_and_info_of_a_model_of_scvi_tools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = Path(__file__).parent / "golden" / "saved" / "scvi"
+    assert run("info", theirs) == 0
+    out = capsys.readouterr().out
+    assert "trained by scvi-tools 1." in out and "--reference" in out
+    assert run("convert", theirs, tmp_path / "ours") == 0
+    assert f"{tmp_path / 'ours'}: SCVI: " in capsys.readouterr().out
+    assert run("convert", tmp_path / "ours", tmp_path / "theirs", "--to", "scvi-tools") == 0
+    assert "in the format of scvi-tools" in capsys.readouterr().out
+    assert (tmp_path / "theirs" / "model.pt").is_file()
+    assert run("convert", theirs, tmp_path / "ours") == 1
+    assert "it is there already; choose another name, or pass --overwrite" in capsys.readouterr().err
+    assert run("convert", theirs, tmp_path / "ours", "--overwrite") == 0
+
+
+def test_convert_with_a_reference(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("convert", place / "model", tmp_path / "theirs", "--to", "scvi-tools") == 0
+    assert run("convert", tmp_path / "theirs", tmp_path / "again", "--reference", place / "cells.h5ad") == 0
+    capsys.readouterr()
+    assert run("info", tmp_path / "again", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["n_reference"], facts["n_cells"]) == (300, 300)
+    assert run("convert", tmp_path / "theirs", tmp_path / "no", "--reference", place / "points.npy") == 1
+    assert "points.npy: it cannot be read as an AnnData" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.fixture(scope="module")
+def labelled(place: Path) -> Path:
+    """A model that knows labels."""
+    options = [*TRAIN, "--labels-key", "branch"]
+    assert run("train", place / "cells.h5ad", "--out", place / "labelled", *options) == 0
+    return place / "labelled"
+
+
+def test_generate_writes_what_the_model_says(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--labels", "trunk", "--labels", "branch_1", "--batch", "batch_2", "--categorical", "sex=F", "--seed", 3)
+    for name in ("cells.h5ad", "cells.zarr", "cells.csv"):
+        assert run("generate", labelled, "--n", 30, *asked, "--out", tmp_path / name) == 0
+        assert f"{name}: 30 cells x 40 genes, counts, from " in capsys.readouterr().out
+    expected = sd.load(labelled).generate(
+        30, labels=["trunk", "branch_1"], batch="batch_2", categorical={"sex": "F"}, seed=3
+    )
+    written = ad.read_h5ad(tmp_path / "cells.h5ad")
+    np.testing.assert_array_equal(written.X.toarray(), expected.X.toarray())
+    pd.testing.assert_frame_equal(written.obs, expected.obs)
+    np.testing.assert_array_equal(ad.read_zarr(tmp_path / "cells.zarr").X.toarray(), expected.X.toarray())
+    table = pd.read_csv(tmp_path / "cells.csv", index_col=0)
+    np.testing.assert_array_equal(table[list(expected.var_names)], expected.X.toarray())
+    genes = f"{expected.var_names[1]},{expected.var_names[2]}"
+    options = ("--library-size", "700", "--genes", genes, "--out", tmp_path / "cells.h5ad", "--overwrite")
+    assert run("generate", labelled, "--n", 5, *options) == 0
+    written = ad.read_h5ad(tmp_path / "cells.h5ad")
+    assert written.shape == (5, 2)
+    assert set(written.obs["library_size"]) == {700}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--n", "0"), "n: 0 came, a whole number of at least 1 was expected"),
+        (("--n", "5", "--labels", "trnk"), "did you mean 'trunk'?"),
+        (("--n", "5", "--library-size", "deep"), "--library-size: 'deep' came, a number was expected"),
+        (("--n", "5", "--library-size", "-5"), "library_size: [-5.0] came, positive finite numbers were expected"),
+        (("--n", "5", "--categorical", "sex"), "NAME=VALUE was expected"),
+    ],
+)
+def test_generate_refuses(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert run("generate", labelled, *arguments, "--out", tmp_path / "cells.h5ad") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_generate_of_a_model_without_labels(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "cells.h5ad"
+    assert run("generate", place / "model", "--n", 5, "--labels", "trunk", "--out", out) == 1
+    assert "the model was set up without labels" in capsys.readouterr().err
+    assert run("generate", place / "model", "--n", 5, "--batch", "batch_1", "--out", out) == 0
+    assert run("generate", place / "model", "--n", 5, "--out", out) == 1
+    assert "pass --overwrite" in capsys.readouterr().err

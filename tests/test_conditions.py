@@ -592,7 +592,7 @@ def test_our_columns_are_those_of_a_result(full_model):
     path = sd.Trajectory.between(full_model, z[first], z[second], n_points=2)
     obs = full_model.decode(path, quantity="counts", n_samples=2).obs
     conditions = {"batch", "sex", "chem", "age", "pct"}
-    assert set(obs.columns) - conditions | {"weight"} == set(OUR_COLUMNS)
+    assert set(obs.columns) - conditions | {"weight", "reference_cell"} == set(OUR_COLUMNS)
 
 
 def test_names_that_are_no_names_of_ours_stay():

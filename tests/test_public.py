@@ -17,7 +17,7 @@ def test_public_names_are_there_and_documented() -> None:
         assert inspect.getdoc(getattr(sd, name)), name
 
 
-@pytest.mark.parametrize("kind", [sd.SCVI, sd.Trajectory])
+@pytest.mark.parametrize("kind", [sd.SCVI, sd.LinearSCVI, sd.SCANVI, sd.Trajectory])
 def test_public_methods_are_documented_with_their_parameters(kind: type) -> None:
     for name, method in inspect.getmembers(kind, callable):
         if name.startswith("_"):

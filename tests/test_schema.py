@@ -268,3 +268,29 @@ def test_a_field_that_is_missing(field):
     del values[field]
     with pytest.raises(KeyError, match=field):
         from_dict(values)
+
+
+def labelled_schema(unlabeled="unknown"):
+    columns = Columns(labels_key="type", unlabeled_category=unlabeled)
+    conditions = tabulate_conditions(np.array([[0, 0], [0, 2]]), np.zeros((2, 0)))
+    changes = {"batch": None, "categorical": (), "continuous": (), "conditions": conditions}
+    factors = {"median_size_factor": None, "max_size_factor": None}
+    labels = Category("type", ("B", "T", "unknown"))
+    return make_schema(columns=columns, labels=labels, **changes, **factors)
+
+
+def test_the_unlabelled_category_is_no_class():
+    schema = labelled_schema()
+    assert (schema.n_labels, schema.n_classes, schema.n_levels[-1]) == (3, 2, 3)
+    assert labelled_schema(None).n_classes == 3
+    assert make_schema().n_classes == 1
+    assert_same(from_dict(json.loads(json.dumps(to_dict(schema)))), schema)
+    older = to_dict(labelled_schema(None))
+    del older["columns"]["unlabeled_category"]  # as it was before there were such models
+    assert_same(from_dict(older), labelled_schema(None))
+
+
+@pytest.mark.parametrize("edited", ["T", "none", 3])
+def test_an_unlabelled_category_that_is_not_the_last_label(edited):
+    with pytest.raises(ValueError, match="unlabeled_category: not as scdecode writes it"):
+        from_dict(replaced(to_dict(labelled_schema()), ["columns", "unlabeled_category"], edited))

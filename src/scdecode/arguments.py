@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from scdecode.config import ModelConfig, TrainConfig
@@ -246,12 +247,14 @@ def device_name(accelerator: Any = "auto", devices: Any = "auto", device: str = 
             )
         return device
     kinds = {"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"}
-    if accelerator not in kinds:
+    if not isinstance(accelerator, str) or accelerator not in kinds:
         raise ConfigError(f"accelerator: {accelerator!r} came, one of {listing(kinds)} was expected")
     number = _device_number(devices)
     kind = kinds[accelerator]
     if kind == "auto" and number is not None:
         kind = "auto" if number == 0 else "cuda"
+    if kind != "cuda" and number:
+        raise ConfigError(f"devices: {devices!r} came, but accelerator={accelerator!r} is one device; leave it out")
     return f"{kind}:{number}" if kind == "cuda" and number is not None else kind
 
 
@@ -263,13 +266,14 @@ def history_of(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     columns = {str(name): table[name] for name in table.columns if name != "seconds"}
     for of in ("train", "validation"):
         if f"elbo_{of}" in columns:
-            columns[f"kl_global_{of}"] = columns[f"elbo_{of}"] * 0.0
+            columns.setdefault(f"kl_global_{of}", columns[f"elbo_{of}"] * 0.0)
     known = {name: values.dropna().rename(name) for name, values in columns.items()}
     return {name: values.to_frame().rename_axis(index="epoch") for name, values in known.items() if len(values)}
 
 
 def _device_number(devices: Any) -> int | None:
     """Which device; None where it does not matter."""
+    devices = devices.tolist() if isinstance(devices, np.ndarray | np.generic) else devices
     if isinstance(devices, str) and devices not in ("auto", "-1"):
         numbers = [part.strip() for part in devices.split(",") if part.strip()]
         if all(part.isdigit() for part in numbers):  # "2" is two devices, "2," the one of number 2, as in lightning
@@ -301,5 +305,5 @@ def _same(value: Any, other: Any) -> bool:
         return value is other
     try:
         return bool(value == other)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # arrays, tables and tensors
         return False

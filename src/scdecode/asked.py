@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Normal
 
 from scdecode.cells import UNREAD, Cells, check_cells, check_rows, check_unchanged, read_cells
@@ -21,6 +21,7 @@ from scdecode.encoding import BATCH_SIZE
 from scdecode.errors import ConditionError, CountsWarning, InputError, check_integer, listing, unknown_name, warn
 from scdecode.minibatches import Minibatch, gather, rows_of
 from scdecode.schema import Schema
+from scdecode.training import Network
 from scdecode.vae import VAE, evaluating
 
 TILE_BYTES = 4 * 2**20
@@ -41,6 +42,9 @@ class Asked(Protocol):
 
     def check_trained(self) -> None:
         """Raise an error where the model has no trained weights."""
+
+    def _network(self) -> Network:
+        """What is trained: the VAE, or more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +122,11 @@ def choose(model: Asked, adata: AnnData | None, indices: Any, *, need_library: b
     if source is None:
         names = pd.RangeIndex(len(cells)).astype(str)
         return Chosen(cells, names, pd.Index(model.schema.genes))
+    if adata is None and model._cells is not None and source.n_obs != len(model._cells):
+        raise InputError(
+            f"adata: it has {source.n_obs:,} cells now and had {len(model._cells):,} when the model was made of it; "
+            "pass the cells you mean as adata=..."
+        )
     names = source.obs_names if indices is None else source.obs_names[check_rows(indices, source.n_obs)]
     same = tuple(source.var_names) == model.schema.genes
     return Chosen(cells, names, source.var_names if same else pd.Index(model.schema.genes))
@@ -175,16 +184,16 @@ def gene_positions(schema: Schema, gene_list: Any) -> np.ndarray | None:
 
 
 @contextmanager
-def computing(vae: VAE, device: str, seed: int) -> Iterator[torch.device]:
+def computing(network: nn.Module, device: str, seed: int) -> Iterator[torch.device]:
     """A network in evaluation mode on a device, without gradients, with seeded draws; afterwards all is as before."""
     check_integer("seed", seed, minimum=0)
-    home, there = next(vae.parameters()).device, choose_device(device)
-    vae.to(there)
+    home, there = next(network.parameters()).device, choose_device(device)
+    network.to(there)
     try:
-        with torch.inference_mode(), evaluating(vae), seeded(seed, there):
+        with torch.inference_mode(), evaluating(network), seeded(seed, there):
             yield there
     finally:
-        vae.to(home)
+        network.to(home)
 
 
 def minibatches_of(cells: Cells, batch_size: int | None, device: torch.device) -> Iterator[Minibatch]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
 from scdecode import parity
 from scdecode.errors import check_choice
-from scdecode.files import check_replaceable
-from scdecode.formats import scvi_tools
+from scdecode.formats import native, scvi_tools
 from scdecode.opening import load
 
 TARGETS = ("scdecode", "scvi-tools")
@@ -20,7 +19,7 @@ def convert(
     source: str | Path,
     target: str | Path,
     *,
-    to: Literal["scdecode", "scvi-tools"] = "scdecode",
+    to: str = "scdecode",
     prefix: str | None = None,
     reference: Any = None,
     verify: bool = False,
@@ -62,7 +61,7 @@ def convert(
         With ``verify``, where scvi-tools is not installed.
     """
     check_choice("to", to, TARGETS)
-    check_replaceable(target, (), overwrite=overwrite)
+    (native if to == "scdecode" else scvi_tools).check_target(target, overwrite=overwrite)
     model = load(source, prefix=prefix)
     if reference is not None:
         model.attach_reference(reference)

@@ -6,7 +6,7 @@ it was. Nor are the global random generators touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,10 @@ from torch.distributions import Categorical, Distribution, MixtureSameFamily
 from scdecode.conditions import Conditions
 from scdecode.devices import seeded
 from scdecode.draws import even_normals
-from scdecode.errors import InputError, PointsError, check_integer, unknown_name
+from scdecode.errors import InputError, PointsError, check_integer, listing, unknown_name
 from scdecode.likelihoods import make_likelihood
 from scdecode.points import Points, draw
+from scdecode.schema import Schema
 from scdecode.vae import VAE, evaluating
 
 QUANTITIES = ("rate", "scale", "mean", "counts")
@@ -50,6 +51,27 @@ class Tile:
     stop: int
     values: np.ndarray  # (points, genes); of "counts": (points x draws, genes), the draws of a point side by side
     layers: dict[str, np.ndarray]  # std, q05, q95: (points, genes), where draws were asked for
+
+
+def gene_positions(schema: Schema, genes: Sequence[str] | None) -> tuple[int, ...] | None:
+    """Positions of the genes to return; None is all.
+
+    Raises
+    ------
+    InputError
+        For a name that is no gene of the model, a name that comes twice, or none at all.
+    """
+    if genes is None:
+        return None
+    if not isinstance(genes, str | Iterable):
+        raise InputError(f"genes: {genes!r} came, a list of names was expected")
+    names = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
+    for name in names:
+        if name not in schema.gene_codes:
+            raise InputError(unknown_name("genes", name, schema.genes, "genes of the model"))
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"genes: {listing(names)} came, which is empty or names a gene twice; each once was expected")
+    return tuple(schema.gene_codes[name] for name in names)
 
 
 def make_request(

@@ -35,7 +35,7 @@ def info(model: Describable) -> dict[str, Any]:
     categories = [c for c in (schema.batch, *schema.categorical, schema.labels) if c is not None]
     return {
         "class": type(model).__name__,
-        "trained_by": "scdecode" if model._origin is None else f"{model._origin.program} {model._origin.version}",
+        "trained_by": "scdecode" if model._origin is None else str(model._origin),
         "n_genes": schema.n_genes,
         "genes": list(schema.genes),
         "n_cells": schema.n_cells,
@@ -58,7 +58,7 @@ def in_two_lines(model: Describable) -> str:
     c, s = model.config, model.schema
     trained = "trained" if model.is_trained else "not trained"
     if model._origin is not None:
-        trained += f" by {model._origin.program} {model._origin.version}"
+        trained += f" by {model._origin}"
     if len(model._history):
         trained += f" for {len(model._history)} epochs"
     cells = "" if s.n_cells is None else f"{s.n_cells:,} cells x "

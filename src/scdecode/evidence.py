@@ -17,6 +17,7 @@ from torch.distributions import Normal
 
 from scdecode.arguments import refuse_loaders
 from scdecode.asked import TILE_BYTES, Asked, choose, computing, minibatches_of
+from scdecode.classification import SemiSupervisedElbo
 from scdecode.errors import InputError, check_integer
 from scdecode.minibatches import Minibatch
 from scdecode.vae import VAE
@@ -38,7 +39,7 @@ def get_elbo(
     """The evidence lower bound of cells, in nats a cell, at one draw from the posterior of each; higher is better.
 
     It is minus what the history calls ``elbo``: -log p(x | z, l) and the divergences from the priors, there as here
-    with their full weight.
+    with their full weight. For a model with cell types it is the bound that such a model is trained with.
 
     Parameters
     ----------
@@ -192,11 +193,16 @@ def _bounds(
     refuse_loaders(place, given)
     cells = choose(model, adata, indices).cells
     reconstruction, kl = [], []
-    with computing(model.vae, device, seed) as there:
+    network = model._network()
+    with computing(network, device, seed) as there:
         for minibatch in minibatches_of(cells, batch_size, there):
-            elbo = model.vae.elbo(minibatch)
-            reconstruction.append(elbo.reconstruction.cpu())
-            kl.append((elbo.kl_z + elbo.kl_l).cpu())
+            elbo = network.elbo(minibatch)
+            if isinstance(elbo, SemiSupervisedElbo):  # scvi-tools counts the terms of z1 among the reconstruction
+                reconstruction.append((elbo.reconstruction + elbo.latent).cpu())
+                kl.append((elbo.kl_z2 + elbo.kl_y + elbo.kl_l).cpu())
+            else:
+                reconstruction.append(elbo.reconstruction.cpu())
+                kl.append((elbo.kl_z + elbo.kl_l).cpu())
     return torch.cat(reconstruction), torch.cat(kl)
 
 

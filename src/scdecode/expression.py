@@ -5,7 +5,7 @@ These functions are the methods of the same names of :class:`scdecode.SCVI`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,10 +17,10 @@ from torch.distributions import Distribution
 
 from scdecode.conditions import resolve
 from scdecode.config import ModelConfig
-from scdecode.decoding import decode_tiles, make_request
+from scdecode.decoding import decode_tiles, gene_positions, make_request
 from scdecode.decoding import distribution as likelihood_of
 from scdecode.devices import choose_device
-from scdecode.errors import InputError, PointsError, SupportWarning, listing, unknown_name, warn
+from scdecode.errors import InputError, PointsError, SupportWarning, warn
 from scdecode.points import read_points
 from scdecode.provenance import make_frame
 from scdecode.results import OnTile, collect, stream
@@ -154,7 +154,7 @@ def decode(
         label_matters=model.config.dispersion == "gene-label",
         point_names=read.names,
     )
-    positions = _gene_positions(model.schema, genes)
+    positions = gene_positions(model.schema, genes)
     request = make_request(
         quantity, read, model.schema.n_genes, genes=positions, n_samples=n_samples, seed=seed, chunk_size=chunk_size
     )
@@ -209,7 +209,7 @@ def distribution(
         max_conditions=max_conditions,
         label_matters=model.config.dispersion == "gene-label",
     )
-    positions = _gene_positions(model.schema, genes)
+    positions = gene_positions(model.schema, genes)
     return likelihood_of(model.vae, z.float(), conditions, None if positions is None else torch.tensor(positions))
 
 
@@ -239,20 +239,6 @@ def support(model: Decodable, points: Any, *, use_rep: str | None = None) -> np.
     simplex = model.config.latent_distribution == "ln"
     read = read_points(points, model.config.n_latent, use_rep=use_rep, simplex=simplex)
     return index.percentile(read.z_nk).reshape(read.shape)
-
-
-def _gene_positions(schema: Schema, genes: Sequence[str] | None) -> tuple[int, ...] | None:
-    if genes is None:
-        return None
-    if not isinstance(genes, str | Iterable):
-        raise InputError(f"genes: {genes!r} came, a list of names was expected")
-    names = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
-    for name in names:
-        if name not in schema.gene_codes:
-            raise InputError(unknown_name("genes", name, schema.genes, "genes of the model"))
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"genes: {listing(names)} came, which is empty or names a gene twice; each once was expected")
-    return tuple(schema.gene_codes[name] for name in names)
 
 
 def _warn_of_support(support_n: np.ndarray) -> None:

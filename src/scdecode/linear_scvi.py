@@ -41,6 +41,8 @@ class LinearSCVI(SCVI):
         Whether the decoder has a bias.
     seed
         Of the initial weights.
+    **others
+        Options of scvi-tools' ``LDVAE`` that change nothing here; another value than the default is an error.
 
     Raises
     ------
@@ -119,11 +121,13 @@ class LinearSCVI(SCVI):
             Columns of ``adata.obs`` with the batch and with a label of each cell.
         layer
             The layer of raw counts; by default ``adata.X``.
+        **others
+            There are no others; any is an error.
 
         Raises
         ------
         InputError
-            For a layer or a column that is not there; the message lists those that are. For other arguments.
+            For a layer or a column that is not there; the message lists those that are.
         """
         arguments.refuse("LinearSCVI.setup_anndata", others, {})
         super().setup_anndata(adata, layer=layer, batch_key=batch_key, labels_key=labels_key)

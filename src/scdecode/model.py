@@ -13,7 +13,7 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from scdecode import arguments, describing, evidence, expression, keeping, latents, normalized, view
+from scdecode import arguments, describing, evidence, expression, generation, keeping, latents, normalized, view
 from scdecode import config as configs
 from scdecode.cells import Cells, check_cells, read_training_cells, setup_anndata
 from scdecode.config import (
@@ -137,6 +137,7 @@ class SCVI:
         self.train_config = TrainConfig()
         self._cells = None
         self._adata = None
+        self._seed = 0
         self._reference: Reference | None = None
         self._train_rows: np.ndarray | None = None
         self._trained = False
@@ -172,7 +173,7 @@ class SCVI:
         size_factor_key: str | None = None,
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
-        **others: Any,
+        **kwargs: Any,
     ) -> None:
         """Say where in an AnnData the counts and the conditions are; noted in ``adata.uns["scdecode_setup"]``.
 
@@ -188,7 +189,7 @@ class SCVI:
             A column of positive size factors, used in the place of the total count.
         categorical_covariate_keys, continuous_covariate_keys
             Columns of further conditions.
-        **others
+        **kwargs
             There are no others; any is an error.
 
         Raises
@@ -196,7 +197,7 @@ class SCVI:
         InputError
             For a layer or a column that is not there; the message lists those that are.
         """
-        arguments.refuse(f"{cls.__name__}.setup_anndata", others, {})
+        arguments.refuse(f"{cls.__name__}.setup_anndata", kwargs, {})
         lists = {
             "categorical_covariate_keys": categorical_covariate_keys,
             "continuous_covariate_keys": continuous_covariate_keys,
@@ -379,6 +380,7 @@ class SCVI:
     decode = expression.decode
     distribution = expression.distribution
     support = expression.support
+    generate = generation.generate
 
     def reference_latents(self) -> np.ndarray:
         """Latents of the training cells that the model keeps, ``(r, k)``: up to 20,000."""

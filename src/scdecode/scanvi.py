@@ -75,6 +75,8 @@ class SCANVI(SCVI):
         Where the hidden layers are normalised.
     seed
         Of the initial weights.
+    **others
+        Options of scvi-tools' ``SCANVAE`` that change nothing here; another value than the default is an error.
 
     Raises
     ------
@@ -202,11 +204,13 @@ class SCANVI(SCVI):
             What that column says of cells whose type is not known; there need be none.
         layer, batch_key, size_factor_key, categorical_covariate_keys, continuous_covariate_keys
             As for :meth:`SCVI.setup_anndata`.
+        **others
+            ``use_minified`` of scvi-tools changes nothing; any other is an error.
 
         Raises
         ------
         InputError
-            For a layer or a column that is not there; the message lists those that are. For other arguments.
+            For a layer or a column that is not there; the message lists those that are.
         """
         arguments.refuse("SCANVI.setup_anndata", others, _SETUP)
         for name, value in (("labels_key", labels_key), ("unlabeled_category", unlabeled_category)):

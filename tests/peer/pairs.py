@@ -113,4 +113,5 @@ def make_pair(case, *, epochs=3):
     state, _ = translate(theirs.module.state_dict(), ours.config)
     ours.vae.load_state_dict(state)
     ours._reference = make_reference(ours.vae, ours._cells, np.arange(N_CELLS), seed=0)
+    ours._trained = True
     return Pair(adata, ours, theirs)

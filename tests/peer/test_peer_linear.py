@@ -1,4 +1,4 @@
-"""``LinearSCVI`` with scvi-tools' weights: decoding, encoding, the bound and its gradient, the loadings, training steps."""
+"""``LinearSCVI`` with scvi-tools' weights: encoding, decoding, loadings, the bound and its gradient, training steps."""
 
 import functools
 

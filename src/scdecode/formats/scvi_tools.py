@@ -32,7 +32,7 @@ from scdecode.errors import (
     listing,
     warn,
 )
-from scdecode.files import replacing
+from scdecode.files import check_replaceable, replacing
 from scdecode.formats.archives import read_archive, read_pickle_file
 from scdecode.formats.frames import history_of
 from scdecode.formats.scvi_names import CLASSIFICATION, to_ours, to_theirs
@@ -41,6 +41,14 @@ from scdecode.formats.scvi_setup import read_schema, registry_of, write_registry
 from scdecode.formats.stored import Origin, StoredModel, build_vae, filled_classification, filled_vae
 
 _MODEL, _WEIGHTS, _ATTRIBUTES, _GENES = "model.pt", "model_params.pt", "attr.pkl", "var_names.csv"
+
+_OTHERS = {
+    "a scPoli of scArches": {"condition_keys_", "cell_type_keys_"},
+    "a trVAE or expiMap of scArches": {"condition_key_", "conditions_"},
+}
+"""Models of another program that keeps its files like scvi-tools, by attributes that only they have."""
+
+_TRAINED_BY = "trained_by_"  # an attribute of ours in what we write: the registry says scvi-tools, as it has to
 
 WRITTEN_AS = "1.4.2"
 """The version of scvi-tools whose files :func:`write` writes."""
@@ -57,8 +65,15 @@ class _Files:
 
 
 def is_here(path: Path, prefix: str | None = None) -> bool:
-    """Whether a directory holds a model of scvi-tools, or one that looks like it."""
-    return any((path / f"{prefix or ''}{name}").is_file() for name in (_MODEL, _WEIGHTS))
+    """Whether a directory holds a model of scvi-tools, or one that looks like it; maybe with another prefix."""
+    return any((path / f"{prefix or ''}{name}").is_file() for name in (_MODEL, _WEIGHTS)) or bool(prefixes(path))
+
+
+def prefix_of(path: Path, prefix: str | None) -> str:
+    """The prefix that is meant: the one that was said, or, where none was and none is not there, the only one."""
+    there = prefixes(path)
+    plain = any((path / name).is_file() for name in (_MODEL, _WEIGHTS))
+    return there[0] if prefix is None and not plain and len(there) == 1 else prefix or ""
 
 
 def prefixes(path: Path) -> list[str]:
@@ -85,7 +100,7 @@ def read(path: str | Path, *, prefix: str | None = None) -> StoredModel:
         Where a file is damaged, or one part does not fit another.
     """
     path = Path(path)
-    files = _read_files(path, prefix or "")
+    files = _read_files(path, prefix_of(path, prefix))
     registry = registry_of(files.attributes)
     said = files.attributes.get("init_params_")
     name = registry.get("model_name")
@@ -119,6 +134,10 @@ def read(path: str | Path, *, prefix: str | None = None) -> StoredModel:
     if classifier is not None:
         others = {key.removeprefix(CLASSIFICATION): value for key, value in ours.items() if key not in own}
         classification = filled_classification(config, classifier, schema, others, files.place, fits)
+    trained_by = files.attributes.get(_TRAINED_BY)
+    if not isinstance(trained_by, str):
+        trained_by = f"scvi-tools {version}"
+    program, _, of_version = trained_by.partition(" ")
     history = history_of(files.attributes.get("history_"))
     return StoredModel(
         class_name=class_name,
@@ -127,10 +146,10 @@ def read(path: str | Path, *, prefix: str | None = None) -> StoredModel:
         vae=vae,
         reference=None,
         train_config=TrainConfig(),
-        summary={"history": history, "ending": f"trained by scvi-tools {version}"},
+        summary={"history": history, "ending": f"trained by {trained_by}"},
         version="",
         trained=bool(files.attributes.get("is_trained_", True)),
-        origin=Origin("scvi-tools", version),
+        origin=Origin(program, of_version),
         kept=kept,
         classification=classification,
     )
@@ -160,8 +179,10 @@ def _read_files(path: Path, prefix: str) -> _Files:
                 raise CorruptModelError(f"{genes}: it is no list of genes ({error}); copy it again") from error
         files = _Files(read_archive(weights), read_pickle_file(pickled), var_names, str(weights))
     else:
+        others = prefixes(path)
+        remedy = f"; pass prefix=..., one of {listing(others)}" if others else ""
         raise FormatError(
-            f"{path}: there is no {model.name} and no {weights.name}; a directory of scvi-tools was expected"
+            f"{path}: there is no {model.name} and no {weights.name}; a directory of scvi-tools was expected{remedy}"
         )
     if not isinstance(files.weights, Mapping) or not isinstance(files.attributes, Mapping):
         raise ForeignModelError(f"{files.place}: its weights or its attributes are not what scvi-tools saves")
@@ -179,6 +200,9 @@ def _what_it_is(files: _Files, name: Any, version: str) -> str:
         return f"{files.place}: it is a {name} of scvi-tools {version}; {can}"
     if "scvi_setup_dict_" in files.attributes or "registry_" in files.attributes:
         return f"{files.place}: it is of scvi-tools {version}, and no class that scdecode knows has such weights; {can}"
+    for what, marks in _OTHERS.items():
+        if marks <= set(files.attributes):
+            return f"{files.place}: it is {what}, whose files have the same names as those of scvi-tools; {can}"
     attributes, weights = (listing(sorted(map(str, found)), 5) for found in (files.attributes, files.weights))
     return (
         f"{files.place}: it is not of scvi-tools, though its files have the same names; its attributes are "
@@ -221,6 +245,7 @@ def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> N
         ),
         "history_": {name: pd.DataFrame({name: column}, index=epochs) for name, column in history.items()},
         "is_trained_": model.trained,
+        _TRAINED_BY: f"scdecode {model.version}" if model.origin is None else str(model.origin),
     }
     if model.class_name == "SCANVI":
         attributes |= {"unlabeled_category_": model.schema.columns.unlabeled_category}
@@ -235,6 +260,11 @@ def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> N
         buffer = io.BytesIO()  # torch has an error of its own for a full disk
         torch.save(content, buffer)
         (folder / _MODEL).write_bytes(buffer.getbuffer())
+
+
+def check_target(path: str | Path, *, overwrite: bool) -> None:
+    """Raise :class:`OutputError` where :func:`write` would."""
+    check_replaceable(path, (_MODEL,), overwrite=overwrite)
 
 
 def weights_of(model: StoredModel) -> dict[str, Tensor]:

@@ -25,6 +25,9 @@ class Origin:
     program: str
     version: str
 
+    def __str__(self) -> str:
+        return f"{self.program} {self.version}"
+
 
 @dataclass(frozen=True, eq=False)
 class StoredModel:

@@ -1,0 +1,111 @@
+"""Options that several commands share, and their words into arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scdecode.errors import InputError
+
+Model = Annotated[Path, typer.Argument(help="A model directory.", metavar="MODEL", show_default=False)]
+CellsFile = Annotated[
+    Path, typer.Argument(help="Cells: an .h5ad file or a .zarr store.", metavar="CELLS", show_default=False)
+]
+Batch = Annotated[
+    list[str] | None,
+    typer.Option("--batch", help="Batch to decode in; repeat to average over several. [default: the training average]"),
+]
+Categorical = Annotated[
+    list[str] | None,
+    typer.Option("--categorical", help="A categorical covariate, as NAME=VALUE; repeatable.", metavar="NAME=VALUE"),
+]
+Continuous = Annotated[
+    list[str] | None,
+    typer.Option("--continuous", help="A continuous covariate, as NAME=NUMBER; repeatable.", metavar="NAME=NUMBER"),
+]
+Labels = Annotated[list[str] | None, typer.Option("--labels", help="Label, for dispersion gene-label.")]
+Quantity = Annotated[str, typer.Option(help="scale, rate, mean or counts.")]
+LibrarySize = Annotated[
+    str | None,
+    typer.Option(help="Counts of the decoded cell, or 'observed' for the training median. [default: 10000]"),
+]
+Genes = Annotated[
+    list[str] | None, typer.Option("--genes", help="Genes to keep, separated by commas; repeatable. [default: all]")
+]
+Draws = Annotated[int | None, typer.Option("--n-samples", help="Draws for the error bars, or of the counts.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+MaxConditions = Annotated[int, typer.Option(help="Combinations of conditions to average over, at most.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Seed = Annotated[int, typer.Option(help="Seed of all that is random.")]
+
+
+def check_result(out: Path, overwrite: bool) -> None:
+    """Raise :class:`InputError` where a result cannot be written there; best known before the work."""
+    from scdecode.tables import check_ending
+
+    check_ending(out, (".h5ad", ".zarr", ".csv", ".tsv"))
+    check_free(out, overwrite)
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Raise :class:`InputError` where something is there that nobody said may go: it could be the input."""
+    if out.exists() and not overwrite:
+        raise InputError(f"{out}: it is there already; choose another name, or pass --overwrite")
+
+
+def conditions(
+    batch: list[str] | None,
+    labels: list[str] | None,
+    categorical: list[str] | None,
+    continuous: list[str] | None,
+    library_size: str | None,
+) -> dict[str, Any]:
+    """The arguments of decode that say in which conditions."""
+    numbers = {
+        name: read_number(f"--continuous {name}", value)
+        for name, value in read_pairs("--continuous", continuous).items()
+    }
+    observed = library_size is None or library_size == "observed"
+    return {
+        "batch": one_or_several(batch),
+        "labels": one_or_several(labels),
+        "categorical": read_pairs("--categorical", categorical),
+        "continuous": numbers,
+        "library_size": library_size if observed else read_number("--library-size", library_size),
+    }
+
+
+def one_or_several(names: list[str] | None) -> str | list[str] | None:
+    """A repeatable option: none, one name, or a list to average over."""
+    if not names:
+        return None
+    return names[0] if len(names) == 1 else names
+
+
+def read_pairs(option: str, values: list[str] | None) -> dict[str, str]:
+    """``NAME=VALUE`` options, each name once."""
+    pairs = {}
+    for value in values or []:
+        name, equals, right = value.partition("=")
+        if not equals or not name:
+            raise InputError(f"{option}: {value!r} came, NAME=VALUE was expected")
+        if name in pairs:
+            raise InputError(f"{option}: {name!r} came twice, once was expected")
+        pairs[name] = right
+    return pairs
+
+
+def read_number(option: str, value: str | None) -> float:
+    """A number, or an error that names the option."""
+    try:
+        return float(str(value))
+    except ValueError as error:
+        raise InputError(f"{option}: {value!r} came, a number was expected") from error
+
+
+def split_commas(values: list[str] | None) -> list[str] | None:
+    """Names separated by commas in a repeatable option."""
+    names = [name.strip() for value in values or [] for name in value.split(",") if name.strip()]
+    return names or None
