@@ -7,19 +7,27 @@ from pathlib import Path
 
 import peer
 import scvi
+import torch
 from children import child
 from counts import make_cells, make_counts
 from report import Row, Section
 from timing import alternate
 
 import scdecode as sd
+from scdecode.devices import seeded
+from scdecode.formats import scvi_tools
+from scdecode.formats.stored import StoredModel, build_vae
+from scdecode.schema import Category, Columns, Schema
 
 N_GENES, N_CELLS = 2_000, 25_000  # enough cells that the model keeps as many reference latents as it ever keeps
+N_LARGE, N_BATCHES = 20_000, 1_000  # of the model directories of scvi-tools
 
 METHOD = (
     f"A model of {N_GENES:,} genes with 20,000 reference latents, in a fresh interpreter, its files in the page cache. "
     "Counted from after `import torch`: `import scdecode` and `scdecode.load(...)`; scvi-tools: `import scvi` and "
-    "`SCVI.load(...)` with the AnnData in memory, which it needs."
+    "`SCVI.load(...)` with the AnnData in memory, which it needs. "
+    f"A directory that scvi-tools saved, of {N_LARGE:,} genes and {N_BATCHES:,} batches: after `import scdecode`, "
+    "`scdecode.load(...)`; its memory is the growth of the peak of the whole process, as a multiple of the weights."
 )
 OURS = """
 import sys, time, torch
@@ -38,6 +46,50 @@ import scvi
 scvi.model.SCVI.load(sys.argv[1], adata=adata, accelerator="cpu")
 print(time.perf_counter() - start)
 """
+FOREIGN = """
+import resource, sys, time, torch, scdecode
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+model = scdecode.load(sys.argv[1])
+seconds = time.perf_counter() - start
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+stored = model.stored()
+weights = sum(t.nbytes for t in [*stored.vae.state_dict().values(), *stored.kept.values()])
+print(seconds if sys.argv[2] == "seconds" else grown / weights)
+"""
+
+
+def write_large(path: Path, dispersion: str, n_genes: int) -> None:
+    """A directory as scvi-tools saves one, of a model with random weights."""
+    schema = Schema(
+        genes=tuple(f"ENSG{i:011d}" for i in range(n_genes)),
+        columns=Columns(batch_key="batch"),
+        batch=Category("batch", tuple(f"sample_{i:04d}" for i in range(N_BATCHES))),
+        labels=None,
+        categorical=(),
+        continuous=(),
+        n_cells=1_000_000,
+    )
+    config = sd.ModelConfig(dispersion=dispersion)  # type: ignore[arg-type]
+    with seeded(0, torch.device("cpu")):
+        vae = build_vae(config, schema).eval().requires_grad_(False)
+    history = {"elbo_train": [1.0] * 400}
+    summary = {"history": history, "ending": "not trained"}
+    scvi_tools.write(path, StoredModel("SCVI", config, schema, vae, None, sd.TrainConfig(), summary, ""))
+
+
+def measure_foreign(folder: Path, *, quick: bool) -> list[Row]:
+    """Seconds and memory of opening large directories of scvi-tools."""
+    rows = []
+    for dispersion in ("gene", "gene-batch"):
+        path = folder / dispersion
+        write_large(path, dispersion, N_LARGE // 20 if quick else N_LARGE)
+        sides = {what: child(FOREIGN, str(path), what) for what in ("seconds", "memory")}
+        found = alternate(sides, 3 if quick else 5)
+        what = f"load alone, a directory of scvi-tools, {N_LARGE:,} genes x {N_BATCHES:,} batches, {dispersion}"
+        rows.append(Row(what, "s", found["seconds"], at_most=2.0))
+        rows.append(Row(f"{what}: peak memory", "x weights", found["memory"], at_most=3.0))
+    return rows
 
 
 def measure(*, quick: bool) -> Section:
@@ -59,9 +111,11 @@ def measure(*, quick: bool) -> Section:
             "theirs": child(THEIRS, theirs, adata),
         }
         found = alternate(sides, 3 if quick else 9)
+        foreign = measure_foreign(Path(folder), quick=quick)
     rows = [
         Row("import scdecode and load, after torch", "s", found["both"], found["theirs"], peer.NAME, at_most=1.0),
         Row("import scdecode and load, after torch", "s", found["both"], at_most=1.0),
         Row("load alone", "s", found["load"], at_most=1.0),
+        *foreign,
     ]
     return Section("Loading a model", rows, METHOD)

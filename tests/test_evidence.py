@@ -92,8 +92,10 @@ def test_the_marginal_likelihood_is_above_the_bound(model):
     assert bound < few < many
 
 
-def test_the_marginal_likelihood_of_a_known_model(model, monkeypatch):
+@pytest.mark.parametrize("latent_distribution", ["normal", "ln"])
+def test_the_marginal_likelihood_of_a_known_model(adata, latent_distribution, monkeypatch):
     """Where x does not depend on z, the mean of p(z) / q(z | x) is one."""
+    model = make_model(adata, latent_distribution=latent_distribution)
     flat = torch.full((1,), math.log(0.25))
 
     class Constant:

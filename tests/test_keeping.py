@@ -110,10 +110,10 @@ def test_an_untrained_model_takes_no_reference():
 def test_a_reference_that_does_not_fit():
     model = sd.load(SAVED / "scvi")
     with pytest.raises(PointsError, match="latent"):
-        model.attach_reference(np.zeros((5, 3)))
+        model.attach_reference(np.zeros((5, 7)))
     others = make_adata(60, 10)
     others.var_names = [f"other_{name}" for name in others.var_names]
-    others.obs = others.obs.assign(**{key: "a" for key in model.schema.columns.obs_keys})
+    others.obs = others.obs.assign(**dict.fromkeys(model.schema.columns.obs_keys, "a"))
     with pytest.raises(CountsError, match="genes are missing"):
         model.attach_reference(others)
     assert model.info()["n_reference"] == 0

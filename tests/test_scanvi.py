@@ -91,6 +91,16 @@ def test_new_cells_get_the_right_label(learned):
     np.testing.assert_array_equal(model.predict(shuffled, indices=[3, 1]), model.predict()[::-1][[3, 1]])
 
 
+def test_conditions_are_needed_where_the_encoder_sees_them(adata):
+    hide(adata)
+    blind, seeing = make_scanvi(adata, epochs=1), make_scanvi(adata, epochs=1, encode_covariates=True)
+    others = adata.copy()
+    del others.obs["batch"]
+    np.testing.assert_array_equal(blind.predict(others), blind.predict())
+    with pytest.raises(InputError, match="batch_key: 'batch' is not one of"):
+        seeing.predict(others)
+
+
 def test_probabilities(learned):
     model, adata, *_ = learned
     soft = model.predict(soft=True)
@@ -179,6 +189,8 @@ def test_too_few_labels(adata):
 def test_one_label_is_enough(adata):
     adata.obs["cell_type"] = [*["T"] * 9, *["unknown"] * 291]
     assert set(make_scanvi(adata, epochs=1).predict()) == {"T"}
+    with pytest.raises(ConfigError, match="n_samples_per_label: 1 came, but there is one class alone"):
+        make_scanvi(adata, epochs=1, train={"n_samples_per_label": 1})
 
 
 def test_a_setup_that_is_not_for_it(adata):

@@ -45,12 +45,17 @@ def info(model: Describable) -> dict[str, Any]:
         "continuous": list(schema.continuous),
         "n_conditions": None if schema.conditions is None else len(schema.conditions.n_cells_m),
         "options": dataclasses.asdict(model.config),
-        "training": None if model._origin is not None else dataclasses.asdict(model.train_config),
+        "training": dataclasses.asdict(model.train_config) if _trained_here(model) else None,
         "epochs": len(model._history),
         "ending": model._ending,
         "last_epoch": {str(key): float(value) for key, value in last.iloc[0].dropna().items()} if len(last) else {},
         "n_reference": 0 if model._reference is None else len(model._reference.latent_rk),
     }
+
+
+def _trained_here(model: Describable) -> bool:
+    """Whether the last training was scdecode's, so that its options are known."""
+    return model._origin is None or model._origin.program.endswith("scdecode")
 
 
 def in_two_lines(model: Describable) -> str:

@@ -135,8 +135,9 @@ def get_marginal_ll(
 
     Notes
     -----
-    For ``latent_distribution="ln"`` both densities of z are taken at its softmax, as scvi-tools takes them. Those are
-    not the densities of what was drawn, so the value is comparable with scvi-tools' own and with nothing else.
+    For ``latent_distribution="ln"`` the densities are those of z before its softmax, which is what is drawn. scvi-tools
+    1.4 takes them at the softmax, where they weigh nothing, and gives other numbers. For a ``SCANVI`` it is p(x) of the
+    scVI in it, with its prior of z; scvi-tools counts the terms of z1 twice there.
     """
     refuse_loaders("get_marginal_ll", kwargs, dataloader=dataloader, data_loader_kwargs=data_loader_kwargs)
     check_integer("n_mc_samples", n_mc_samples, minimum=1)
@@ -169,12 +170,12 @@ def _log_weights(vae: VAE, cells: Minibatch, n_samples: int, at_once: int) -> Te
     for start in range(0, n_samples, at_once):
         draws = slice(start, min(start + at_once, n_samples))
         shape = torch.Size((draws.stop - draws.start,))
-        z = vae.to_latent(posterior.sample(shape))
+        z = posterior.sample(shape)
         weights[draws] = (standard.log_prob(z) - posterior.log_prob(z)).sum(-1)
         if library is not None and library_prior is not None:
             log_library = library.sample(shape)
             weights[draws] += (library_prior.log_prob(log_library) - library.log_prob(log_library)).sum(-1)
-        output = vae.decode(z, cells.codes_nc, cells.continuous_nd)
+        output = vae.decode(vae.to_latent(z), cells.codes_nc, cells.continuous_nd)
         weights[draws] += vae.likelihood(output, log_library, cells.codes_nc).log_prob(cells.x_ng).sum(-1)
     return weights
 

@@ -323,6 +323,8 @@ class SCVI:
         assert self._cells is not None, "only a model with cells is trained"
         before = self._history.iloc[: 0 if result.resumed else None]  # a resumed training tells of its first epochs too
         self.train_config = config
+        if self._origin is not None:
+            self._origin = self._origin.then_trained_by("scdecode", version("scdecode"))
         self._history = pd.concat([before, result.table], ignore_index=True).rename_axis(index="epoch")
         self._ending = result.ending
         self._reference, self._support, self._trained = None, None, True

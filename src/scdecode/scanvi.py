@@ -14,10 +14,11 @@ from anndata import AnnData
 
 from scdecode import arguments
 from scdecode import config as configs
-from scdecode.asked import choose
+from scdecode.asked import cells_for
 from scdecode.cells import (
     Cells,
     check_columns,
+    check_rows,
     knowing,
     read_cells,
     read_labels,
@@ -375,7 +376,7 @@ class SCANVI(SCVI):
         Parameters
         ----------
         adata, indices, batch_size, device
-            As for :meth:`posterior`; labels are not needed.
+            As for :meth:`posterior`; labels are not needed, conditions only where the encoder sees them.
         soft
             Return probabilities rather than the likeliest label.
         use_posterior_mean
@@ -389,10 +390,9 @@ class SCANVI(SCVI):
             ``(n,)`` labels as the column has them; or a DataFrame of cells x classes whose rows sum to one. The
             unlabelled category is none of them.
         """
-        chosen = choose(self, adata, indices, need_library=False)
-        where = choose_device(device)
+        cells = cells_for(self, adata, indices, need_conditions=self.config.encode_covariates)
         size = BATCH_SIZE if batch_size is None else batch_size
-        posterior = encode(self.vae, chosen.cells, batch_size=size, device=where)
+        posterior = encode(self.vae, cells, batch_size=size, device=choose_device(device))
         if use_posterior_mean:
             latent_nk = posterior.mean_nk
         else:
@@ -402,7 +402,10 @@ class SCANVI(SCVI):
         assert self.schema.labels is not None, "a model of this class has labels"
         values = self.schema.labels.values[: self.schema.n_classes]
         if soft:
-            return pd.DataFrame(probability_ny, index=chosen.cell_names, columns=pd.Index(values))
+            source = self.adata if adata is None else adata
+            assert source is not None, "cells come from an AnnData"
+            names = source.obs_names if indices is None else source.obs_names[check_rows(indices, source.n_obs)]
+            return pd.DataFrame(probability_ny, index=names, columns=pd.Index(values))
         return np.array(values[probability_ny.argmax(axis=1)].tolist())
 
 

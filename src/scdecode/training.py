@@ -175,7 +175,10 @@ def fit(
 
 def _split_of(network: Network, cells: Cells, config: TrainConfig) -> Split:
     if isinstance(network, SemiSupervised):
-        return split_labelled(_is_labelled(network, cells), config)
+        split = split_labelled(_is_labelled(network, cells), config)
+        if len(_labelled(network, cells, split, config, epoch=0)) < 2:  # batch normalisation has no variance of one
+            raise ConfigError("n_samples_per_label: 1 came, but there is one class alone; 2 or more were expected")
+        return split
     for name in ("classification_ratio", "n_samples_per_label"):
         if getattr(config, name) != getattr(TrainConfig(), name):
             raise ConfigError(f"{name}: {getattr(config, name)!r} came, but only SCANVI learns from labelled cells")
@@ -184,6 +187,13 @@ def _split_of(network: Network, cells: Cells, config: TrainConfig) -> Split:
 
 def _is_labelled(network: SemiSupervised, cells: Cells) -> np.ndarray:
     return cells.codes_nc[:, -1] < network.classification.n_classes
+
+
+def _labelled(network: SemiSupervised, cells: Cells, split: Split, config: TrainConfig, epoch: int) -> np.ndarray:
+    """Positions of the labelled training cells of an epoch, in its order."""
+    rows = split.train[_is_labelled(network, cells)[split.train]]
+    generator = np.random.default_rng([config.seed, 3, epoch])
+    return labelled_order(cells.codes_nc[:, -1], rows, config.n_samples_per_label, generator)
 
 
 def _epoch(
@@ -201,9 +211,7 @@ def _epoch(
     minibatches = list(rows_of(order, config.batch_size))
     labelled: list[np.ndarray] = []
     if isinstance(network, SemiSupervised):
-        rows, generator = split.train[_is_labelled(network, cells)[split.train]], [config.seed, 3, epoch]
-        some = labelled_order(cells.codes_nc[:, -1], rows, config.n_samples_per_label, np.random.default_rng(generator))
-        few = list(rows_of(some, config.batch_size))
+        few = list(rows_of(_labelled(network, cells, split, config, epoch), config.batch_size))
         labelled = list(itertools.islice(itertools.cycle(few), len(minibatches)))
     with seeded((config.seed * 1_000_003 + epoch) % 2**63, device):
         network.train()

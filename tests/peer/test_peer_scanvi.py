@@ -183,6 +183,27 @@ def test_the_posterior(pair):
     close("variance", posterior.variance, variance)
 
 
+def test_decoding(pair):
+    """Scale, rate, mean, dispersion and zero inflation of cells in their own conditions."""
+    rows, vae = np.arange(40), pair.ours.vae
+    tensors, minibatch = pair.tensors(rows), pair.minibatch(rows)
+    with torch.inference_mode():
+        inference, generative = pair.module(tensors, compute_loss=False)
+        px, log_library = generative["px"], inference["library"]
+        if pair.ours.config.use_size_factor:
+            log_library = minibatch.library_n1.log()
+        output = vae.decode(inference["z"], minibatch.codes_nc, minibatch.continuous_nd)
+        ours = vae.likelihood(output, log_library, minibatch.codes_nc)
+    likelihood = pair.ours.config.gene_likelihood
+    close("scale", output.log_scale.exp(), px.get_normalized("scale"), atol=1e-7)
+    close("rate", (log_library + output.log_scale).exp(), px.rate if likelihood == "poisson" else px.mu)
+    close("mean", ours.mean, px.mean)
+    if likelihood != "poisson":
+        close("dispersion", ours.theta.expand_as(px.mean), px.theta.expand_as(px.mean))
+    if likelihood == "zinb":
+        close("zero inflation", ours.zi_logits, px.zi_logits)
+
+
 def test_every_term_of_the_loss(pair):
     """Their sums, and the parts that scvi-tools does not give, from its networks one by one."""
     rows, labelled = np.arange(0, 200, 3), pair.labelled[:40]

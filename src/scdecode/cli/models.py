@@ -145,8 +145,8 @@ _UNKNOWN = "unknown: files of scvi-tools do not have it; scdecode convert --refe
 
 
 @app.command(
-    epilog="Examples: `scdecode convert scvi_model/ model/ --reference cells.h5ad`, or `scdecode convert model/ "
-    "scvi_model/ --to scvi-tools`"
+    epilog="Example: `scdecode convert scvi_model/ model/ --reference cells.h5ad`, or the other way `scdecode convert "
+    "model/ scvi_model/ --to scvi-tools`"
 )
 def convert(
     source: Annotated[

@@ -127,6 +127,8 @@ def read(path: str | Path, *, prefix: str | None = None) -> StoredModel:
         raise ForeignModelError(
             f"{files.place}: it has the weights {error}, which no {class_name} that scdecode knows has"
         ) from error
+    files = dataclasses.replace(files, weights={})
+    del weights  # a transposed dispersion need not be in memory twice
     fits = "the names and options beside it"
     own = {key: value for key, value in ours.items() if not key.startswith(CLASSIFICATION)}
     vae = filled_vae(config, schema, own, files.place, fits)
@@ -137,7 +139,7 @@ def read(path: str | Path, *, prefix: str | None = None) -> StoredModel:
     trained_by = files.attributes.get(_TRAINED_BY)
     if not isinstance(trained_by, str):
         trained_by = f"scvi-tools {version}"
-    program, _, of_version = trained_by.partition(" ")
+    program, _, of_version = trained_by.rpartition(" ")
     history = history_of(files.attributes.get("history_"))
     return StoredModel(
         class_name=class_name,

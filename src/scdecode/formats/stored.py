@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from scdecode.classification import Classification
 from scdecode.config import ClassifierConfig, ModelConfig, TrainConfig
-from scdecode.devices import seeded
 from scdecode.errors import CorruptModelError
 from scdecode.reference import Reference
 from scdecode.schema import Schema
@@ -27,6 +27,10 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.program} {self.version}"
+
+    def then_trained_by(self, program: str, version: str) -> Origin:
+        """The same after a further training."""
+        return self if self.program.endswith(program) else Origin(f"{self}, then {program}", version)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,21 @@ def build_vae(config: ModelConfig, schema: Schema, library_prior: tuple[Tensor, 
     return VAE(config, schema.n_genes, schema.n_levels, len(schema.continuous), library_prior)
 
 
+class _Unfilled(TorchFunctionMode):
+    """A network that is made within has no random weights, and no memory for them until they are written.
+
+    They are replaced at once; the user's random numbers stay as they are.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+_RANDOM = (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, Tensor.uniform_, Tensor.normal_)
+
+
 def filled_vae(config: ModelConfig, schema: Schema, weights: Mapping[str, Tensor], place: str, fits: str) -> VAE:
     """The network with these weights, in evaluation mode.
 
@@ -74,7 +93,7 @@ def filled_vae(config: ModelConfig, schema: Schema, weights: Mapping[str, Tensor
     """
     try:
         _check_sizes(config, schema, weights)
-        with seeded(0, torch.device("cpu")):  # weights that are replaced; the user's random numbers stay as they are
+        with _Unfilled():
             vae = build_vae(config, schema)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes that no network has
         raise CorruptModelError(f"{place}: it does not fit {fits} ({error}); copy both again") from error
@@ -92,7 +111,7 @@ def filled_classification(
 ) -> Classification:
     """The networks that a SCANVI has beside those of SCVI, with these weights; see :func:`filled_vae`."""
     try:
-        with seeded(0, torch.device("cpu")):
+        with _Unfilled():
             classification = Classification(config, schema.n_classes, classifier)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise CorruptModelError(f"{place}: it does not fit {fits} ({error}); copy both again") from error
@@ -119,11 +138,18 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], place: str, fits: str
         if name in found and found[name] != kind
     ]
     same = [name for name in expected if expected[name] == found.get(name)]
-    problems += [f"{name} has NaN or infinite values" for name in same if not torch.isfinite(weights[name]).all()]
+    problems += [f"{name} has NaN or infinite values" for name in same if not _is_finite(weights[name])]
     if problems:
         raise CorruptModelError(f"{place}: it does not fit {fits}: {'; '.join(problems[:5])}")
     module.load_state_dict(dict(weights), assign=True)
     module.eval().requires_grad_(False)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite: a NaN is both extremes, and they take no memory, as a mask would."""
+    if not tensor.numel():
+        return True
+    return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor))
 
 
 def kind_of(tensor: Tensor) -> str:
