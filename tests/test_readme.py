@@ -22,7 +22,7 @@ def blocks(language: str) -> list[str]:
 def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     mpl.use("Agg")
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
+    code = "\n".join(blocks("python"))
     exec(compile(code.replace("max_epochs=60", "max_epochs=3"), "README.md", "exec"), {})
     assert "supported" in capsys.readouterr().out
     assert (tmp_path / "model" / "model.json").is_file()
@@ -43,5 +43,6 @@ def test_the_commands_run(tmp_path: Path) -> None:
         arguments = ["3" if before == "--max-epochs" else word for before, word in itertools.pairwise(words)]
         done = subprocess.run([*program, *arguments], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
-    for name in ("model", "latent.npy", "expression.h5ad", "path.h5ad", "path.png"):
+    files = ("model", "latent.npy", "expression.h5ad", "path.h5ad", "path.png", "generated.h5ad", "scvi_model/model.pt")
+    for name in (*files, "again/reference.safetensors"):
         assert (tmp_path / name).exists(), name
