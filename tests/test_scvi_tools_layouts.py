@@ -125,9 +125,17 @@ def flat_options(content):
 
 
 def of_a_datamodule(content):
-    """1.3.1: its attributes without the underscore, and no cells."""
-    content["attr_dict"] |= {"n_batch": 3, "n_labels": 1, "batch_labels": np.array(["d10", "d2", "d7"], dtype=object)}
+    """1.3.1: its attributes without the underscore, no cells, and levels as a mapping to codes, in any order."""
+    content["attr_dict"] |= {"n_batch": 3, "n_labels": 1, "batch_labels": {"d10": 0, "d2": 1, "d7": 2}}
     content["attr_dict"]["init_params_"]["non_kwargs"] |= {"adata": None, "registry": {"a": 1}, "datamodule": None}
+    registry = registry_in(content)
+    registry["setup_method_name"] = "setup_datamodule"
+    registry["setup_args"]["samples_key"] = None
+    registry["field_registries"]["batch"]["state_registry"]["categorical_mapping"] = {"d7": 2, "d10": 0, "d2": 1}
+    registry["field_registries"]["sample"] = {"data_registry": {}, "state_registry": {"categorical_mapping": None}}
+    if registry["model_name"] == "SCVI":  # it names an unlabelled category, whether there are labels or not
+        labels = {"categorical_mapping": None, "original_key": "label", "unlabeled_category": "Unknown"}
+        registry["field_registries"]["labels"]["state_registry"] = labels
 
 
 def in_double_precision(content):

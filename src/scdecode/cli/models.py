@@ -199,6 +199,7 @@ def _split_options(pairs: list[str] | None) -> tuple[dict[str, Any], dict[str, A
     # these have options of their own
     own = {"use_size_factor", "seed", "max_epochs", "batch_size", "lr", "early_stopping"}
     own |= {"n_latent", "n_layers", "n_hidden", "gene_likelihood", "dispersion"}
+    own |= {"decoder", "linear_bias", "classification_ratio", "n_samples_per_label"}  # of LinearSCVI and SCANVI
     of_model, of_training = ({field.name for field in fields(kind)} - own for kind in (ModelConfig, TrainConfig))
     model: dict[str, Any] = {}
     training: dict[str, Any] = {}

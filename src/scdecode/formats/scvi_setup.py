@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from scdecode.errors import ConditionWarning, CorruptModelError, listing, warn
-from scdecode.formats.scvi_options import count_batches
+from scdecode.formats.scvi_options import class_of, count_batches
 from scdecode.schema import Category, Columns, LevelKind, Schema
 
 _BATCH, _LABELS = "_scvi_batch", "_scvi_labels"
@@ -101,7 +101,9 @@ def read_schema(
     batch = _category(state("batch"), _BATCH, n_batches, place)
     x = _mapping(_mapping(fields.get("X")).get("data_registry"))
     size_factor = _size_factor(_mapping(fields.get("size_factor")), setup)
-    unlabeled = state("labels").get("unlabeled_category", setup.get("unlabeled_category"))
+    unlabeled = None  # of SCANVI alone; a registry of a datamodule names one for every class
+    if class_of(weights) == "SCANVI":
+        unlabeled = state("labels").get("unlabeled_category", setup.get("unlabeled_category"))
     if unlabeled is not None and (labels is None or labels.names[-1] != str(unlabeled)):
         raise CorruptModelError(f"{place}: the unlabelled category {unlabeled!r} is not the last of its labels")
     n_cells = _mapping(_mapping(fields.get("X")).get("summary_stats")).get("n_cells")
@@ -127,7 +129,7 @@ def read_schema(
 
 def _category(state: Mapping[str, Any], unnamed: str, n_levels: int | None, place: str) -> Category | None:
     """A category; None where the user named no column, so that all cells were of one level."""
-    values, key = _list(state.get("categorical_mapping")), state.get("original_key")
+    values, key = _levels(state.get("categorical_mapping")), state.get("original_key")
     key = unnamed if key is None else str(key)
     if n_levels is not None and len(values) != n_levels and (values or n_levels > 1):
         if values:
@@ -144,6 +146,14 @@ def _category(state: Mapping[str, Any], unnamed: str, n_levels: int | None, plac
     if not values or (key == unnamed and len(values) == 1):
         return None
     return _named(key, values, place)
+
+
+def _levels(mapping: Any) -> list[Any]:
+    """The levels in the order of their codes: a list, or of a datamodule a mapping of levels to codes."""
+    if isinstance(mapping, Mapping):
+        codes = {code: value for value, code in mapping.items() if isinstance(code, int | np.integer)}
+        return [codes[code] for code in range(len(mapping))] if set(codes) == set(range(len(mapping))) else []
+    return _list(mapping)
 
 
 def _named(key: str, values: Sequence[Any], place: str) -> Category:
