@@ -32,12 +32,10 @@ from torch.distributions import Normal, kl_divergence
 
 import scdecode as sd
 from scdecode.cells import read_cells
-from scdecode.formats.native import build_vae
+from scdecode.formats.scvi_names import to_ours
+from scdecode.formats.stored import build_vae
 from scdecode.minibatches import Minibatch, gather, split_cells
 from scdecode.vae import VAE
-
-sys.path.insert(0, str(HERE.parent / "tests"))
-from golden_models import translate
 
 DATA = Path(os.environ.get("SCDECODE_DATA", HERE.parents[1] / "shared" / "data"))
 N_DRAWS = 200
@@ -127,7 +125,7 @@ def copy_weights(theirs: scvi.model.SCVI, ours: sd.SCVI) -> VAE:
     names = theirs.adata_manager.get_state_registry("batch").categorical_mapping
     assert ours.schema.batch is not None, "there is a batch key"
     assert tuple(names) == ours.schema.batch.names, "both give a batch the same code"
-    state, _ = translate(theirs.module.state_dict(), ours.config)
+    state, _ = to_ours(theirs.module.state_dict(), ours.config)
     vae = build_vae(ours.config, ours.schema)
     vae.load_state_dict(state)
     return vae.eval().requires_grad_(False)

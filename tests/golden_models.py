@@ -1,10 +1,6 @@
-"""The golden models: scvi-tools' weights in our network, and its setup as a schema.
-
-``translate`` is the whole correspondence between the two networks, parameter by parameter.
-"""
+"""The golden models: scvi-tools' weights in our network, and its setup as a schema."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,67 +14,13 @@ from torch import Tensor
 
 from scdecode.cells import Cells
 from scdecode.config import ModelConfig
+from scdecode.formats.scvi_names import to_ours
 from scdecode.minibatches import Minibatch
 from scdecode.schema import Category, Columns, Schema, tabulate_conditions
 from scdecode.vae import VAE
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.glob("*.safetensors"))
-
-MODULES = {
-    r"z_encoder\.encoder\.fc_layers\.Layer (\d+)\.0": r"z_encoder.mlp.layers.\1.linear",
-    r"z_encoder\.encoder\.fc_layers\.Layer (\d+)\.1": r"z_encoder.mlp.layers.\1.batch_norm",
-    r"z_encoder\.mean_encoder": "z_encoder.mean",
-    r"z_encoder\.var_encoder": "z_encoder.log_variance",
-    r"l_encoder\.encoder\.fc_layers\.Layer (\d+)\.0": r"library_encoder.mlp.layers.\1.linear",
-    r"l_encoder\.encoder\.fc_layers\.Layer (\d+)\.1": r"library_encoder.mlp.layers.\1.batch_norm",
-    r"l_encoder\.mean_encoder": "library_encoder.mean",
-    r"l_encoder\.var_encoder": "library_encoder.log_variance",
-    r"decoder\.px_decoder\.fc_layers\.Layer (\d+)\.0": r"decoder.mlp.layers.\1.linear",
-    r"decoder\.px_decoder\.fc_layers\.Layer (\d+)\.1": r"decoder.mlp.layers.\1.batch_norm",
-    r"decoder\.px_scale_decoder\.0": "decoder.scale",
-    r"decoder\.px_r_decoder": "decoder.log_theta",
-    r"decoder\.px_dropout_decoder": "decoder.zi_logits",
-    r"_embeddings_dict\.batch": "batch_embedding",
-}
-"""Modules of scvi-tools' VAE (patterns) and of ours; their parameters and buffers have the same names in both."""
-
-TENSORS = {
-    "px_r": "log_theta",
-    "library_log_means": "library_log_mean",
-    "library_log_vars": "library_log_variance",
-}
-"""Parameters and buffers that both have outside of any module."""
-
-
-def translate(theirs: Mapping[str, Tensor], config: ModelConfig) -> tuple[dict[str, Tensor], list[str]]:
-    """The state of our ``VAE`` from that of scvi-tools', and the names of theirs that ours has no place for.
-
-    scvi-tools has an encoder of the library size in every model; ours where the library size is learned.
-
-    Raises
-    ------
-    KeyError
-        For a name that stands in no table.
-    """
-    ours: dict[str, Tensor] = {}
-    unused: list[str] = []
-    for name, tensor in theirs.items():
-        if name.startswith("l_encoder.") and not config.learns_library:
-            unused.append(name)
-        elif name == "px_r":  # (genes,) or (genes, batches or labels)
-            ours[TENSORS[name]] = tensor.reshape(len(tensor), -1).t().contiguous()
-        elif name in TENSORS:  # (1, batches)
-            ours[TENSORS[name]] = tensor.reshape(-1)
-        else:
-            module, _, parameter = name.rpartition(".")
-            matches = {ours: match for ours in MODULES if (match := re.fullmatch(ours, module))}
-            if not matches:
-                raise KeyError(f"{name}: scvi-tools' parameter has no counterpart in the tables")
-            (pattern, match), *others = matches.items()
-            assert not others, f"{name} fits several rows of the table"
-            ours[f"{match.expand(MODULES[pattern])}.{parameter}"] = tensor
-    return ours, unused
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +75,7 @@ class Golden:
 
     def vae(self, dtype: torch.dtype = torch.float32) -> VAE:
         """Our network with scvi-tools' weights: every parameter of it is filled, and from the right shape."""
-        state, _ = translate(self.state, self.config)
+        state, _ = to_ours(self.state, self.config)
         prior = None
         if self.config.learns_library:
             n_batches = self.schema.n_batches

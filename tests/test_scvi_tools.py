@@ -114,6 +114,16 @@ def test_every_way_of_opening_gives_the_same(saved):
     assert one.info()["trained_by"] == "scvi-tools 1.4.2" and one.info()["n_reference"] == 0
 
 
+def test_opening_draws_no_random_numbers(saved):
+    """And every weight is of the file: none is left as the memory happened to be."""
+    before = torch.get_rng_state()
+    model = saved.open()
+    assert torch.equal(torch.get_rng_state(), before)
+    again = saved.open()
+    assert all(torch.equal(t, again.vae.state_dict()[name]) for name, t in model.vae.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in model.vae.parameters())
+
+
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 
@@ -155,7 +165,7 @@ def test_encode_the_library(name):
     saved = read_saved(name)
     library = saved.open().get_latent_library_size(saved.cells(), give_mean=True)
     assert "ql_mean" in saved
-    # the mean of a log-normal number, or its median: whichever the method gives, from scvi-tools' q(l|x)
+    # of a log-normal number, from q(l | x) of scvi-tools
     mean, variance = saved["ql_mean"].reshape(-1), saved["ql_var"].reshape(-1)
     close("library", np.asarray(library).reshape(-1), (mean + variance / 2).exp())
 

@@ -7,9 +7,9 @@ import pandas as pd
 import scvi
 import torch
 from anndata import AnnData
-from golden_models import translate
 
 import scdecode as sd
+from scdecode.formats.scvi_names import to_ours
 from scdecode.reference import make_reference
 
 N_CELLS, N_GENES = 200, 30
@@ -110,7 +110,7 @@ def make_pair(case, *, epochs=3):
 
     sd.SCVI.setup_anndata(adata, **SETUPS[setup])
     ours = sd.SCVI(adata, **options)
-    state, _ = translate(theirs.module.state_dict(), ours.config)
+    state, _ = to_ours(theirs.module.state_dict(), ours.config)
     ours.vae.load_state_dict(state)
     ours._reference = make_reference(ours.vae, ours._cells, np.arange(N_CELLS), seed=0)
     ours._trained = True

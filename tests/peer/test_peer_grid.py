@@ -244,3 +244,34 @@ def test_a_model_with_classes(case, tmp_path):
     opened = assert_trained_here_it_opens_there(own, bridge.setup, tmp_path / "ours", where)
     compare(f"{where}: probabilities", own.predict(soft=True), opened.predict(soft=True), NETWORK)
     assert len(own.predict()) == N_CELLS
+
+
+# -- models that were carried over to new cells ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["SCVI", "SCANVI"])
+def test_a_model_of_new_cells(kind, tmp_path):
+    """``load_query_data``: the new cells have a batch of their own, which stands last among the levels."""
+    setup = {"batch_key": "donor", "categorical_covariate_keys": ["chem"]} | LABELS
+    if kind == "SCVI":
+        del setup["unlabeled_category"]
+    how = {"max_epochs": 1, "batch_size": 64, "train_size": 1.0, **QUIET}
+    first, second = make_cells(), make_cells(seed=3)
+    second.obs["donor"] = second.obs["donor"].replace({10: 1})
+    getattr(scvi.model, kind).setup_anndata(first, **setup)
+    base = getattr(scvi.model, kind)(first, n_hidden=8, n_latent=3, encode_covariates=True, use_layer_norm="both")
+    base.train(**how)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of scvi-tools: of the weights that it keeps as they are
+        theirs = getattr(scvi.model, kind).load_query_data(second, base, accelerator="cpu")
+    theirs.train(**how)
+    theirs.module.eval()
+    bridge = Bridge(theirs, second, setup, {}, *save_and_open(theirs, f"query_{kind}"))
+    assert bridge.ours.schema.batch.names == ("2", "9", "10", "1")
+    assert_they_decode_the_same(bridge.ours, theirs, setup, f"{kind} of new cells")
+    assert_they_encode_the_same(bridge.ours, theirs, second, f"{kind} of new cells")
+    scvi_tools.write(tmp_path / "back", bridge.ours.stored())
+    back = type(theirs).load(tmp_path / "back", adata=second.copy(), accelerator="cpu")
+    after = back.module.state_dict()
+    tensors = {name: t for name, t in theirs.module.state_dict().items() if isinstance(t, torch.Tensor)}
+    assert all(torch.equal(tensor, after[name]) for name, tensor in tensors.items())

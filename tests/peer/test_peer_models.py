@@ -5,11 +5,11 @@ import functools
 import numpy as np
 import pytest
 import torch
-from golden_models import translate
 from pairs import CASES, N_GENES, make_pair
 from scvi.train import TrainingPlan
 
 import scdecode as sd
+from scdecode.formats.scvi_names import to_ours
 from scdecode.minibatches import gather
 
 N_POINTS = 40
@@ -208,7 +208,7 @@ class TestTraining:
                 optimizer.zero_grad()
                 module(tensors, loss_kwargs={"kl_weight": 0.3})[2].loss.backward()
                 optimizer.step()
-            expected, _ = translate({name: value.clone() for name, value in module.state_dict().items()}, config)
+            expected, _ = to_ours({name: value.clone() for name, value in module.state_dict().items()}, config)
         finally:
             pair.theirs.module.load_state_dict(start)
             pair.theirs.module.eval()

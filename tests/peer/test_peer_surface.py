@@ -18,11 +18,11 @@ import scvi
 import sparse
 import surface_script
 import torch
-from golden_models import translate
 from pairs import CASES, SETUPS, make_cells
 from test_peer_scanvi import Pair
 
 import scdecode as sd
+from scdecode.formats.scvi_names import to_ours
 
 IMPORTS = {"theirs": "scvi.model", "ours": "scdecode"}
 
@@ -62,7 +62,7 @@ def models(case):
         adata = make_cells()
         scvi.settings.seed = 0
         found[name] = surface_script.make(importlib.import_module(module).SCVI, adata, SETUPS[setup], SMALL | options)
-    state, _ = translate(found["theirs"].module.state_dict(), found["ours"].config)
+    state, _ = to_ours(found["theirs"].module.state_dict(), found["ours"].config)
     found["ours"].vae.load_state_dict(state)
     return found
 

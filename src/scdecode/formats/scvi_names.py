@@ -76,8 +76,7 @@ def to_ours(theirs: Mapping[str, Tensor], config: ModelConfig) -> tuple[dict[str
         elif name in TENSORS:
             ours[TENSORS[name]] = tensor
         else:
-            module, _, parameter = name.rpartition(".")
-            ours[f"{_renamed(module, MODULES)}.{parameter}"] = tensor
+            ours[_renamed(name, MODULES)] = tensor
     return ours, unused
 
 
@@ -96,15 +95,15 @@ def to_theirs(ours: Mapping[str, Tensor], unused: Mapping[str, Tensor], config: 
         elif name in tensors:
             theirs[tensors[name]] = tensor
         else:
-            module, _, parameter = name.rpartition(".")
-            theirs[f"{_renamed(module, modules)}.{parameter}"] = tensor
+            theirs[_renamed(name, modules)] = tensor
     return theirs | dict(unused)
 
 
-def _renamed(module: str, table: Mapping[str, str]) -> str:
+def _renamed(name: str, table: Mapping[str, str]) -> str:
+    module, _, parameter = name.rpartition(".")
     number = re.search(r"(?<=[. ])\d+(?=\.(?:[01]|linear|batch_norm)$)", module)  # of a layer, where there is one
     general = module if number is None else f"{module[: number.start()]}{{}}{module[number.end() :]}"
-    for name in (module, general):
-        if name in table:
-            return table[name].format(number.group() if number else "")
-    raise KeyError(module)
+    for known in (module, general):
+        if known in table:
+            return f"{table[known].format(number.group() if number else '')}.{parameter}"
+    raise KeyError(name)
