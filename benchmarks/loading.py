@@ -67,10 +67,10 @@ print(seconds if sys.argv[2] == "seconds" else grown / weights)
 """
 
 
-def write_large(path: Path, dispersion: str, n_genes: int) -> None:
+def write_large(path: Path, dispersion: str) -> None:
     """A directory as scvi-tools saves one, of a model with random weights."""
     schema = Schema(
-        genes=tuple(f"ENSG{i:011d}" for i in range(n_genes)),
+        genes=tuple(f"ENSG{i:011d}" for i in range(N_LARGE)),
         columns=Columns(batch_key="batch"),
         batch=Category("batch", tuple(f"sample_{i:04d}" for i in range(N_BATCHES))),
         labels=None,
@@ -91,7 +91,7 @@ def measure_foreign(folder: Path, *, quick: bool) -> list[Row]:
     rows = []
     for dispersion in ("gene", "gene-batch"):
         path = folder / dispersion
-        write_large(path, dispersion, N_LARGE // 20 if quick else N_LARGE)
+        write_large(path, dispersion)
         sides = {what: child(FOREIGN, str(path), what) for what in ("seconds", "memory")}
         found = alternate(sides, 3 if quick else 5)
         what = f"load alone, a directory of scvi-tools, {N_LARGE:,} genes x {N_BATCHES:,} batches, {dispersion}"

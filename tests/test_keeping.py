@@ -1,5 +1,7 @@
 """Saving with cells, opening as a class, attaching a reference: what a model knows of its training cells."""
 
+import shutil
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -7,7 +9,15 @@ from golden_models import GOLDEN
 from small_models import EVERYTHING, make_adata, make_model
 
 import scdecode as sd
-from scdecode.errors import CountsError, FormatError, InputError, NotTrainedError, OutputError, PointsError
+from scdecode.errors import (
+    CountsError,
+    CountsWarning,
+    FormatError,
+    InputError,
+    NotTrainedError,
+    OutputError,
+    PointsError,
+)
 
 SAVED = GOLDEN / "saved"
 
@@ -36,10 +46,11 @@ def test_a_model_goes_on_with_its_cells(model, adata, tmp_path):
     assert any(not weight.equal(before[name]) for name, weight in opened.vae.state_dict().items())
 
 
-def test_a_model_of_scvi_tools_with_its_cells_knows_them():
-    adata = ad.read_h5ad(SAVED / "scvi_prefix_and_cells" / f"{prefix_of('scvi_prefix_and_cells')}adata.h5ad")
+@pytest.mark.parametrize("said", [True, False])
+def test_a_model_of_scvi_tools_with_its_cells_knows_them(said):
     prefix = prefix_of("scvi_prefix_and_cells")
-    model = sd.SCVI.load(SAVED / "scvi_prefix_and_cells", prefix=prefix)
+    adata = ad.read_h5ad(SAVED / "scvi_prefix_and_cells" / f"{prefix}adata.h5ad")
+    model = sd.SCVI.load(SAVED / "scvi_prefix_and_cells", prefix=prefix if said else None)
     assert model.adata.n_obs == adata.n_obs == model.schema.n_cells
     assert model.schema.median_library == np.median(np.asarray(adata.X.sum(1)))
     expression = model.decode(model.get_latent_representation()[:5])
@@ -47,6 +58,17 @@ def test_a_model_of_scvi_tools_with_its_cells_knows_them():
     assert expression.uns["scdecode"]["averaged_by"] == "training cells"
     model.train(1, progress=False)  # and it can be trained further
     assert len(model.reference().latent_rk) == len(model._train_rows)
+
+
+def test_cells_without_counts_are_no_cells(tmp_path):
+    shutil.copytree(SAVED / "scvi", tmp_path / "model")
+    cells = make_adata(60, 10)
+    cells.uns["_scvi_adata_minify_type"] = "latent_posterior_parameters"
+    cells.write_h5ad(tmp_path / "model" / "adata.h5ad")
+    with pytest.warns(CountsWarning, match="took its counts away, so the model is opened without cells"):
+        assert sd.SCVI.load(tmp_path / "model").adata is None
+    with pytest.raises(CountsError, match=r"took its counts away \(minify_adata\); pass the cells with their counts"):
+        sd.SCVI.load(tmp_path / "model", cells)
 
 
 def prefix_of(name):

@@ -15,8 +15,8 @@ from anndata import AnnData
 from scdecode.arguments import Refusals, refuse
 from scdecode.cells import Cells, check_cells, knowing, open_anndata, read_cells
 from scdecode.config import ModelConfig, TrainConfig
-from scdecode.errors import FormatError, InputError
-from scdecode.formats import native
+from scdecode.errors import CountsError, CountsWarning, FormatError, InputError, warn
+from scdecode.formats import native, scvi_tools
 from scdecode.formats.reading import read_model
 from scdecode.formats.stored import StoredModel
 from scdecode.points import read_points
@@ -39,6 +39,10 @@ _SAVE: Refusals = {
     "prefix": ((None, ""), "a model is a directory of its own: put it into its name"),
     "save_kwargs": ((None, {}), "they are of torch.save, which is not used here"),
 }
+
+
+_MINIFIED = "_scvi_adata_minify_type"
+"""Where in ``uns`` scvi-tools notes that it took the counts away."""
 
 
 class Keepable(Protocol):
@@ -128,9 +132,13 @@ def load(
             f"scdecode.{stored.class_name}.load(...), or scdecode.load(...), which opens any"
         )
     model = cls._of(stored)
-    beside = Path(dir_path) / f"{prefix or ''}{BESIDE}"
+    folder = Path(dir_path)
+    beside = folder / f"{scvi_tools.prefix_of(folder, prefix)}{BESIDE}"
     if adata is None and beside.exists():
         adata = open_anndata(beside)
+        if _MINIFIED in adata.uns:
+            warn(f"{beside}: scvi-tools took its counts away, so the model is opened without cells", CountsWarning)
+            adata = None
     if adata is not None:
         model._cells, model._adata = _training_cells(model, adata), adata
         if model._reference is None or model._reference.codes_rc is None:
@@ -172,6 +180,11 @@ def attach_reference(model: Keepable, cells: Any, *, use_rep: str | None = None)
 
 
 def _training_cells(model: Keepable, adata: AnnData) -> Cells:
+    if _MINIFIED in adata.uns:
+        raise CountsError(
+            "adata: scvi-tools took its counts away (minify_adata); pass the cells with their counts, or their latents "
+            "to model.attach_reference(adata, use_rep='scvi_latent_qzm')"
+        )
     cells = read_cells(adata, model.schema, need_conditions=True, need_all=True)
     check_cells(cells, model.config)
     return cells

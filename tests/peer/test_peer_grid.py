@@ -262,9 +262,9 @@ def test_a_model_of_new_cells(kind, tmp_path):
     base = getattr(scvi.model, kind)(first, n_hidden=8, n_latent=3, encode_covariates=True, use_layer_norm="both")
     base.train(**how)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of scvi-tools: of the weights that it keeps as they are
+        warnings.simplefilter("ignore", UserWarning)  # of lightning: the networks come in evaluation mode
         theirs = getattr(scvi.model, kind).load_query_data(second, base, accelerator="cpu")
-    theirs.train(**how)
+        theirs.train(**how)
     theirs.module.eval()
     bridge = Bridge(theirs, second, setup, {}, *save_and_open(theirs, f"query_{kind}"))
     assert bridge.ours.schema.batch.names == ("2", "9", "10", "1")

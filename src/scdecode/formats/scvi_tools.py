@@ -140,7 +140,7 @@ def read(path: str | Path, *, prefix: str | None = None) -> StoredModel:
     if not isinstance(trained_by, str):
         trained_by = f"scvi-tools {version}"
     program, _, of_version = trained_by.rpartition(" ")
-    history = history_of(files.attributes.get("history_"))
+    history = history_of(_by_epoch(files.attributes.get("history_")))
     return StoredModel(
         class_name=class_name,
         config=config,
@@ -210,6 +210,13 @@ def _what_it_is(files: _Files, name: Any, version: str) -> str:
         f"{files.place}: it is not of scvi-tools, though its files have the same names; its attributes are "
         f"{attributes}, its weights {weights}; {can}"
     )
+
+
+def _by_epoch(history: Any) -> Any:
+    """A history without what is counted in steps, whose numbers would pass for epochs."""
+    if not isinstance(history, Mapping):
+        return history
+    return {name: table for name, table in history.items() if not str(name).endswith("_step")}
 
 
 def _single(tensor: Tensor) -> Tensor:
