@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import time
@@ -667,3 +668,65 @@ def test_a_series_in_another_order_than_the_points(model, three):
     assert by_position.obs["batch"].tolist() == ["batch_1", "batch_2", "batch_3"]
     other_names = pd.Series(["batch_1", "batch_2", "batch_3"], index=[7, 8, 9])
     assert model.decode(points, batch=other_names).obs["batch"].tolist() == ["batch_1", "batch_2", "batch_3"]
+
+
+# -- where the training cells are not known ---------------------------------------------------------------------------
+
+
+def unknown(schema):
+    """As a model of scvi-tools is, before a reference is attached."""
+    return dataclasses.replace(schema, conditions=None, n_cells=None, median_library=None)
+
+
+def test_levels_count_the_same_where_nobody_knows_the_cells():
+    schema = unknown(make_schema())
+    with pytest.warns(ConditionWarning, match=r"\['batch', 'sex'\] not given, .* plain average; say which you want"):
+        assert slots(schema) == pytest.approx(dict.fromkeys(itertools.product("abc", "fm"), 1 / 6))
+    with pytest.warns(ConditionWarning, match=r"\['sex'\] not given"):
+        assert slots(schema, batch="a") == pytest.approx({("a", "f"): 0.5, ("a", "m"): 0.5})
+    with pytest.warns(ConditionWarning, match=r"\['sex'\] not given"):
+        found = slots(schema, batch={"a": 3, "b": 1})
+    assert found == pytest.approx({("a", "f"): 0.375, ("a", "m"): 0.375, ("b", "f"): 0.125, ("b", "m"): 0.125})
+    assert slots(schema, batch="a", categorical={"sex": "m"}) == {("a", "m"): 1}  # and no warning
+    assert slots(unknown(make_schema(batches=("a",), sexes=("f",)))) == {("a", "f"): 1}
+
+
+def test_of_many_levels_a_fair_choice_is_averaged():
+    names = tuple(f"b{i}" for i in range(1000))
+    schema = unknown(make_schema(batches=names))
+    with pytest.warns(ConditionWarning, match=r"over 100 of the 2,000 combinations \(max_conditions\), chosen at random"):
+        found = slots(schema)
+    assert len(found) == 100
+    assert set(found.values()) == {0.01}
+    codes = [int(batch[1:]) for batch, _ in found]
+    assert 300 < np.mean(codes) < 700 and min(codes) < 100 and max(codes) > 900  # not the first hundred
+    with pytest.warns(ConditionWarning):
+        assert slots(schema) == found  # the same in each call
+    with pytest.warns(ConditionWarning, match="over 100 of the 2,000 combinations"):
+        by_sex = slots(schema, categorical={"sex": ["f", "m"]})
+    assert {sex: round(sum(w for (_, s), w in by_sex.items() if s == sex), 6) for sex in "fm"} == {"f": 0.5, "m": 0.5}
+    with pytest.warns(ConditionWarning, match="plain average; say"):
+        assert len(slots(schema, max_conditions=2000)) == 2000
+
+
+def test_the_share_of_a_choice_is_told():
+    schema = unknown(make_schema(batches=tuple(f"b{i}" for i in range(100))))
+    with pytest.warns(ConditionWarning):
+        assert resolve(schema, 1, max_conditions=50).covered_g == pytest.approx([0.25])
+
+
+def test_points_of_their_own_batches_where_nobody_knows_the_cells():
+    schema = unknown(make_schema())
+    with pytest.warns(ConditionWarning, match=r"\['sex'\] not given"):
+        resolved = resolve(schema, 3, batch=np.array(["a", "c", "a"]))
+    assert resolved.group_n.tolist() == [0, 1, 0]
+    assert resolved.weights_gm.tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    assert resolved.codes_gmc[1, :, 0].tolist() == [2, 2]
+
+
+def test_numbers_that_nobody_can_average():
+    schema = unknown(make_schema(((0, 0, 0, 40.0, 5),), continuous=("age",)))
+    with pytest.raises(ConditionError, match=r"continuous: \['age'\] were not given, .*continuous=\{'age': \.\.\.\}"):
+        resolve(schema, 2, batch="a")
+    resolve(schema, 2, batch="a", categorical={"sex": "m"}, continuous={"age": 3.0})
+    resolve(schema, 2, batch="a", categorical={"sex": "m"}, continuous={"age": np.array([3.0, 4.0])})

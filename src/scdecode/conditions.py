@@ -296,9 +296,10 @@ def _warn_of_uniform(schema: Schema, make_slots: _SlotMaker) -> None:
         return
     categories = [schema.batch, *schema.categorical, schema.labels]
     names = [c.key for j in make_slots.free if (c := categories[j]) is not None and len(c.names) > 1]
+    n_asked = len(make_slots.rows) * make_slots.n_free
     few = ""
-    if make_slots.n_free > make_slots.max_conditions:
-        few = f" over {make_slots.max_conditions:,} of their {make_slots.n_free:,} combinations, chosen at random"
+    if n_asked > make_slots.max_conditions:
+        few = f" over {make_slots.max_conditions:,} of the {n_asked:,} combinations (max_conditions), chosen at random"
     warn(
         f"conditions: {listing(names)} not given, and this model keeps no training cells to weigh the levels by: the "
         f"result is the plain average{few}; say which you want, or call model.attach_reference(adata) once",
