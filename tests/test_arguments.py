@@ -1,6 +1,8 @@
 """scvi-tools' arguments: translated, accepted at their defaults, refused otherwise."""
 
+import copy
 import dataclasses
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -262,3 +264,15 @@ class TestHistory:
     def test_the_model_keeps_its_cells(self, adata):
         sd.SCVI.setup_anndata(adata)
         assert sd.SCVI(adata, n_hidden=8).adata is adata
+
+
+def test_what_a_model_has_not_says_what_to_do(model):
+    with pytest.raises(AttributeError, match=r"'SCVI' object has no attribute 'module'; model.vae is the network"):
+        _ = model.module
+    with pytest.raises(AttributeError, match=r"differential_expression'; scdecode.convert\(..., to='scvi-tools'\)"):
+        model.differential_expression(groupby="cell_type")
+    with pytest.raises(AttributeError, match=r"'SCVI' object has no attribute 'nothing'$"):
+        _ = model.nothing
+    assert not hasattr(model, "module")
+    assert pickle.loads(pickle.dumps(model.config)) == model.config
+    assert copy.copy(model).schema is model.schema  # which asks a model without attributes for __setstate__

@@ -118,6 +118,35 @@ _LOADERS: Refusals = {
 }
 
 
+_THERE = "scdecode.convert(..., to='scvi-tools') writes the model for scvi-tools, which has it"
+_INSTEAD = {
+    "module": "model.vae is the network",
+    "adata_manager": "model.schema has the names of everything, model.adata the cells",
+    "get_anndata_manager": "model.schema has the names of everything, model.adata the cells",
+    "registry": "model.schema has the names of everything",
+    "registry_": "model.schema has the names of everything",
+    "summary_stats": "model.schema has the numbers of cells, genes, batches and labels",
+    "init_params_": "model.config has the options",
+    "history_": "model.history has it",
+    "is_trained_": "model.is_trained has it",
+    "device": "each method is told where to compute: device=...",
+    "to_device": "each method is told where to compute: device=...",
+    "differential_expression": _THERE,
+    "differential_abundance": _THERE,
+    "get_aggregated_posterior": _THERE,
+    "minify_adata": _THERE,
+    "load_query_data": _THERE,
+    "prepare_query_anndata": "genes may be in any order here, and there may be more of them",
+}
+"""What scvi-tools' models have and ours have not, and what to do."""
+
+
+def missing_attribute(kind: str, name: str) -> str:
+    """The message for an attribute that a model of class ``kind`` does not have."""
+    hint = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
+    return f"{kind!r} object has no attribute {name!r}{hint}"
+
+
 def refuse(place: str, given: Mapping[str, Any], table: Refusals) -> None:
     """Raise :class:`InputError` for an argument that has another value than one that changes nothing.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -472,6 +472,12 @@ class SCVI:
             origin=self._origin,
             kept=self._kept,
         )
+
+    if not TYPE_CHECKING:  # type checkers are to go on finding what is not there
+
+        def __getattr__(self, name):
+            """What scvi-tools' models have and this has not is an error that says what to do instead."""
+            raise AttributeError(arguments.missing_attribute(type(self).__name__, name), name=name, obj=self)
 
     def __repr__(self) -> str:
         """The size, the options and the state, in two lines."""
