@@ -57,7 +57,7 @@ def test_a_model_of_scvi_tools_with_its_cells_knows_them(said):
     assert expression.obs["supported"].all()
     assert expression.uns["scdecode"]["averaged_by"] == "training cells"
     model.train(1, progress=False)  # and it can be trained further
-    assert len(model.reference().latent_rk) == len(model._train_rows)
+    assert len(model.reference().latent_rk) == len(model.train_indices)
 
 
 def test_cells_without_counts_are_no_cells(tmp_path):

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from scdecode.config import ModelConfig, TrainConfig
 from scdecode.errors import ConfigError, InputError, listing, suggestion
@@ -118,35 +117,6 @@ _LOADERS: Refusals = {
 }
 
 
-_THERE = "scdecode.convert(..., to='scvi-tools') writes the model for scvi-tools, which has it"
-_INSTEAD = {
-    "module": "model.vae is the network",
-    "adata_manager": "model.schema has the names of everything, model.adata the cells",
-    "get_anndata_manager": "model.schema has the names of everything, model.adata the cells",
-    "registry": "model.schema has the names of everything",
-    "registry_": "model.schema has the names of everything",
-    "summary_stats": "model.schema has the numbers of cells, genes, batches and labels",
-    "init_params_": "model.config has the options",
-    "history_": "model.history has it",
-    "is_trained_": "model.is_trained has it",
-    "device": "each method is told where to compute: device=...",
-    "to_device": "each method is told where to compute: device=...",
-    "differential_expression": _THERE,
-    "differential_abundance": _THERE,
-    "get_aggregated_posterior": _THERE,
-    "minify_adata": _THERE,
-    "load_query_data": _THERE,
-    "prepare_query_anndata": "genes may be in any order here, and there may be more of them",
-}
-"""What scvi-tools' models have and ours have not, and what to do."""
-
-
-def missing_attribute(kind: str, name: str) -> str:
-    """The message for an attribute that a model of class ``kind`` does not have."""
-    hint = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
-    return f"{kind!r} object has no attribute {name!r}{hint}"
-
-
 def refuse(place: str, given: Mapping[str, Any], table: Refusals) -> None:
     """Raise :class:`InputError` for an argument that has another value than one that changes nothing.
 
@@ -176,8 +146,15 @@ def refuse_loaders(place: str, given: Mapping[str, Any], **others: Any) -> None:
     refuse(place, {**others, **given}, _LOADERS)
 
 
-def model_options(given: Mapping[str, Any]) -> dict[str, Any]:
+def model_options(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of :class:`ModelConfig` from keywords of scvi-tools' module that are called otherwise here.
+
+    Parameters
+    ----------
+    kind
+        The class of the model.
+    given
+        The keywords.
 
     Raises
     ------
@@ -191,15 +168,15 @@ def model_options(given: Mapping[str, Any]) -> dict[str, Any]:
         options["batch_embedding_dim"] = embedding.pop("embedding_dim")
     if embedding:
         raise InputError(
-            f"SCVI: batch_embedding_kwargs has {listing(embedding)}, and only 'embedding_dim' is offered; leave it out"
+            f"{kind}: batch_embedding_kwargs has {listing(embedding)}, and only 'embedding_dim' is offered"
         )
     if "use_size_factor_key" in others:
-        raise InputError("SCVI: use_size_factor_key came; name the column instead: setup_anndata(size_factor_key=...)")
+        raise InputError(f"{kind}: use_size_factor_key came; name the column in setup_anndata(size_factor_key=...)")
     known = [field.name for field in dataclasses.fields(ModelConfig)]
     for name in others:
         if name not in _MODEL:
-            raise ConfigError(f"SCVI: there is no option {name!r}{suggestion(name, [*known, *_MODEL])}")
-    refuse("SCVI", others, _MODEL)
+            raise ConfigError(f"{kind}: there is no option {name!r}{suggestion(name, [*known, *_MODEL])}")
+    refuse(kind, others, _MODEL)
     return options
 
 
@@ -226,27 +203,35 @@ def train_options(
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     plan = {**_mapping("plan_config", plan_config), **_mapping("plan_kwargs", plan_kwargs)}
     splitter, trainer = _mapping("datasplitter_kwargs", datasplitter_kwargs), _mapping("trainer_config", trainer_config)
-    for name in (
-        "max_epochs",
-        "accelerator",
-        "devices",
-    ):  # scvi-tools' configuration always has them; train has its own
-        trainer.pop(name, None)
+    for name in ("max_epochs", "accelerator", "devices"):
+        value = trainer.pop(name, None)  # scvi-tools' TrainerConfig always has them, and there, too, train's own count
+        if value is not None and isinstance(trainer_config, Mapping):
+            raise InputError(f"train: {name}={value!r} came in trainer_config; pass it to train itself: {name}=...")
     bars = [values.pop("enable_progress_bar") for values in (trainer, given) if "enable_progress_bar" in values]
     options: dict[str, Any] = {}
+    own = ("max_epochs", "train_size", "validation_size", "shuffle_set_split", "batch_size", "early_stopping")
     tables = ((_PLAN, plan), (_SPLITTER, splitter), (_TRAINER, trainer), ({**_TRAINER, **_PLAN, **_SPLITTER}, given))
     for table, values in tables:
         others = {name: value for name, value in values.items() if name not in defaults}
         for name in others:
             if name not in table:
-                raise ConfigError(f"train: there is no option {name!r}{suggestion(name, sorted({*defaults, *table}))}")
+                raise ConfigError(f"train: there is no option {name!r}{_OLD.get(name) or _suggested(name, table)}")
         refuse("train", others, table)
         for name in values.keys() - others.keys():
             value = defaults[name] if values[name] is None and name not in _NONE_MEANS else values[name]
-            if name not in options or value != defaults[name]:  # what nobody said does not overrule what somebody said
+            # what nobody said, as train passes it on, does not overrule what somebody said
+            said = values is given and name not in own
+            if said or name not in options or value != defaults[name]:
                 options[name] = value
     return options, all(bars)
 
+
+def _suggested(name: str, table: Refusals) -> str:
+    return suggestion(name, sorted({*(field.name for field in dataclasses.fields(TrainConfig)), *table}))
+
+
+_OLD = {"use_gpu": "; pass accelerator='gpu' or 'cpu'", "use_cuda": "; pass accelerator='gpu' or 'cpu'"}
+"""Arguments of earlier versions of scvi-tools."""
 
 _NONE_MEANS = ("max_epochs", "n_epochs_kl_warmup", "validation_size")
 """Fields of which None is a value; of another, as ``train_size`` in scvi-tools, it is the default."""
@@ -285,19 +270,6 @@ def device_name(accelerator: Any = "auto", devices: Any = "auto", device: str = 
     if kind != "cuda" and number:
         raise ConfigError(f"devices: {devices!r} came, but accelerator={accelerator!r} is one device; leave it out")
     return f"{kind}:{number}" if kind == "cuda" and number is not None else kind
-
-
-def history_of(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """A table of one row an epoch as scvi-tools gives it: a table of one column for each quantity.
-
-    Each has the epochs in which its quantity is known. The divergence of what is no cell's own is zero here.
-    """
-    columns = {str(name): table[name] for name in table.columns if name != "seconds"}
-    for of in ("train", "validation"):
-        if f"elbo_{of}" in columns:
-            columns.setdefault(f"kl_global_{of}", columns[f"elbo_{of}"] * 0.0)
-    known = {name: values.dropna().rename(name) for name, values in columns.items()}
-    return {name: values.to_frame().rename_axis(index="epoch") for name, values in known.items() if len(values)}
 
 
 def _device_number(devices: Any) -> int | None:

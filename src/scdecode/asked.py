@@ -28,7 +28,7 @@ TILE_BYTES = 4 * 2**20
 """Of the expression that is computed at once, if a row of it is not larger: so much fits the processor's cache."""
 
 
-class Asked(Protocol):
+class OnCells(Protocol):
     """What the methods on cells need of a model."""
 
     config: ModelConfig
@@ -75,7 +75,7 @@ class Latents:
         return latent, library.sample(torch.Size((n_samples,)))
 
 
-def cells_for(model: Asked, adata: AnnData | None, indices: Any, *, need_conditions: bool) -> Cells:
+def cells_for(model: OnCells, adata: AnnData | None, indices: Any, *, need_conditions: bool) -> Cells:
     """The cells that a method was given, or those that the model was made of.
 
     Parameters
@@ -104,7 +104,7 @@ def cells_for(model: Asked, adata: AnnData | None, indices: Any, *, need_conditi
     return cells
 
 
-def choose(model: Asked, adata: AnnData | None, indices: Any, *, need_library: bool = True) -> Chosen:
+def choose(model: OnCells, adata: AnnData | None, indices: Any, *, need_library: bool = True) -> Chosen:
     """Cells to be decoded under their own conditions, with names.
 
     Raises

@@ -95,7 +95,8 @@ def setup_anndata(adata: AnnData, columns: Columns) -> None:
         raise InputError(f"adata: {type(adata).__name__} came, an AnnData was expected")
     check_columns(adata, columns)
     named = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(columns).items()}
-    adata.uns[SETUP_KEY] = {key: value for key, value in named.items() if value}  # an .h5ad file holds no None
+    # an .h5ad file holds no None; "" is a value, as of an unlabelled category
+    adata.uns[SETUP_KEY] = {key: value for key, value in named.items() if value not in (None, [])}
 
 
 def setup_of(adata: AnnData) -> Columns:
@@ -137,8 +138,16 @@ def check_columns(adata: AnnData, columns: Columns, optional: Sequence[str] = ()
                 raise InputError(f"{field.name}: adata.obs has {names.count(key)} columns {key!r}; remove all but one")
 
 
-def read_training_cells(adata: AnnData) -> tuple[Schema, Cells]:
+def read_training_cells(adata: AnnData, *, classes: bool = False) -> tuple[Schema, Cells]:
     """Cells to train on, and what a model that is trained on them knows by name.
+
+    Parameters
+    ----------
+    adata
+        Cells that :func:`setup_anndata` was called on.
+    classes
+        Whether the labels are classes, of which one may be the unlabelled category; otherwise they are names like
+        any other, whatever class of model the cells were set up for.
 
     Raises
     ------
@@ -146,6 +155,8 @@ def read_training_cells(adata: AnnData) -> tuple[Schema, Cells]:
         Where the AnnData was not set up; for genes named twice, values that are no counts, values that are missing.
     """
     columns = setup_of(adata)
+    if not classes:
+        columns = dataclasses.replace(columns, unlabeled_category=None)
     check_columns(adata, columns)
     if adata.n_obs < 2 or adata.n_vars < 1:
         raise CountsError(
@@ -180,6 +191,13 @@ def knowing(schema: Schema, cells: Cells) -> Schema:
         median_library=float(np.median(cells.library_n)),
         median_size_factor=None if factors is None else float(np.median(factors)),
         max_size_factor=None if factors is None else float(factors.max()),
+    )
+
+
+def unknowing(schema: Schema) -> Schema:
+    """The schema without what the training cells tell, but for how many there were."""
+    return dataclasses.replace(
+        schema, conditions=None, median_library=None, median_size_factor=None, max_size_factor=None
     )
 
 

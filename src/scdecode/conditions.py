@@ -251,8 +251,7 @@ class _SlotMaker:
         rows, weights = rows[weights > 0], weights[weights > 0]
         order = np.argsort(-weights, kind="stable")[: self.max_conditions]
         kept = min(self.n_free, self.max_conditions // len(order))
-        chosen = sorted(random.Random(0).sample(range(self.n_free), kept))
-        codes = np.stack(np.unravel_index(chosen, [self.n_levels[j] for j in self.free]), axis=1)
+        codes = _combinations([self.n_levels[j] for j in self.free], kept)
         full = np.repeat(rows[order], kept, axis=0)
         full[:, self.free] = np.tile(codes, (len(order), 1))
         share = float(weights[order].sum() / weights.sum()) * kept / self.n_free
@@ -274,6 +273,14 @@ class _SlotMaker:
             completed.append(full)
             shares.append(weight * cells / cells.sum())
         return np.concatenate(completed), np.concatenate(shares)
+
+
+def _combinations(n_levels: list[int], n: int) -> np.ndarray:
+    """Codes of ``n`` combinations of levels, ``(n, categories)``: all, if there are no more, or a fair choice."""
+    chosen, total = random.Random(0), math.prod(n_levels)
+    if total > 2**62:  # more than numpy counts; that one is drawn twice is out of the question
+        return np.array([[chosen.randrange(levels) for levels in n_levels] for _ in range(n)])
+    return np.stack(np.unravel_index(sorted(chosen.sample(range(total), n)), n_levels), axis=1)
 
 
 def _check_averageable(schema: Schema, numbers: list[Said]) -> None:

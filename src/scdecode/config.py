@@ -134,6 +134,7 @@ class ModelConfig:
             "use_size_factor": (False,),
             "encode_covariates": (False,),
             "batch_representation": ("one-hot",),
+            "batch_embedding_dim": (5,),
             "use_batch_norm": ("both", "encoder"),
             "use_layer_norm": ("none",),
         }

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from scdecode import parity
-from scdecode.errors import check_choice
+from scdecode.errors import InputError, check_choice
 from scdecode.formats import native, scvi_tools
 from scdecode.opening import load
 
@@ -39,7 +39,7 @@ def convert(
     prefix
         Of the source's files, where scvi-tools saved them with one.
     reference
-        Training cells for :meth:`SCVI.attach_reference`, which scvi-tools' files lack.
+        Training cells for :meth:`SCVI.attach_reference`, which scvi-tools' files lack; for ``to="scdecode"`` alone.
     verify
         Compare scvi-tools' own network with ours, by random points and cells, before anything is written;
         scvi-tools has to be installed.
@@ -62,6 +62,8 @@ def convert(
     """
     check_choice("to", to, TARGETS)
     (native if to == "scdecode" else scvi_tools).check_target(target, overwrite=overwrite)
+    if reference is not None and to != "scdecode":
+        raise InputError("reference: cells came, and scvi-tools' files have no place for them; leave them out")
     model = load(source, prefix=prefix)
     if reference is not None:
         model.attach_reference(reference)

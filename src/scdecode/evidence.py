@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from scdecode.arguments import refuse_loaders
-from scdecode.asked import TILE_BYTES, Asked, choose, computing, minibatches_of
+from scdecode.asked import TILE_BYTES, OnCells, choose, computing, minibatches_of
 from scdecode.classification import SemiSupervisedElbo
 from scdecode.errors import InputError, check_integer
 from scdecode.minibatches import Minibatch
@@ -24,7 +24,7 @@ from scdecode.vae import VAE
 
 
 def get_elbo(
-    model: Asked,
+    model: OnCells,
     adata: AnnData | None = None,
     indices: Any = None,
     batch_size: int | None = None,
@@ -69,7 +69,7 @@ def get_elbo(
 
 
 def get_reconstruction_error(
-    model: Asked,
+    model: OnCells,
     adata: AnnData | None = None,
     indices: Any = None,
     batch_size: int | None = None,
@@ -100,7 +100,7 @@ def get_reconstruction_error(
 
 
 def get_marginal_ll(
-    model: Asked,
+    model: OnCells,
     adata: AnnData | None = None,
     indices: Any = None,
     n_mc_samples: int = 1000,
@@ -182,7 +182,7 @@ def _log_weights(vae: VAE, cells: Minibatch, n_samples: int, at_once: int) -> Te
 
 def _bounds(
     place: str,
-    model: Asked,
+    model: OnCells,
     adata: AnnData | None,
     indices: Any,
     batch_size: int | None,

@@ -5,6 +5,7 @@ These functions are the methods of the same names of :class:`scdecode.SCVI`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from scdecode.config import ModelConfig
 from scdecode.decoding import decode_tiles, gene_positions, make_request
 from scdecode.decoding import distribution as likelihood_of
 from scdecode.devices import choose_device
-from scdecode.errors import InputError, PointsError, SupportWarning, warn
+from scdecode.errors import InputError, PointsError, SupportWarning, suggestion, warn
 from scdecode.points import read_points
 from scdecode.provenance import make_frame
 from scdecode.results import OnTile, collect, stream
@@ -66,6 +67,7 @@ def decode(
     use_rep: str | None = None,
     device: str | None = None,
     on_tile: OnTile | None = None,
+    **others: Any,
 ) -> AnnData:
     """Decode latent points to gene expression.
 
@@ -114,6 +116,8 @@ def decode(
         Where to compute; by default the CPU.
     on_tile
         Called with the number of points of each tile that is done.
+    **others
+        There are no others; for those that scvi-tools' methods have, the error names ours.
 
     Returns
     -------
@@ -133,6 +137,7 @@ def decode(
     OutputError
         Where ``out`` cannot be written; nothing is left that looks finished.
     """
+    _check_words("decode", others)
     model.check_trained()
     support = model.support_index()
     read = read_points(
@@ -239,6 +244,27 @@ def support(model: Decodable, points: Any, *, use_rep: str | None = None) -> np.
     simplex = model.config.latent_distribution == "ln"
     read = read_points(points, model.config.n_latent, use_rep=use_rep, simplex=simplex)
     return index.percentile(read.z_nk).reshape(read.shape)
+
+
+_OURS = {
+    "transform_batch": "batch",
+    "batch_key": "batch",
+    "gene_list": "genes",
+    "label": "labels",
+    "cat_covs": "categorical",
+    "cont_covs": "continuous",
+    "size_factor": "library_size",
+    "batch_size": "chunk_size",
+}
+"""Words of scvi-tools' methods, and ours."""
+
+
+def _check_words(place: str, others: Mapping[str, Any]) -> None:
+    """Raise :class:`InputError` for an argument that there is not."""
+    known = list(inspect.signature(decode).parameters)[2:-1]  # but for the model and the points
+    for name in others:
+        meant = f"; did you mean {_OURS[name]}=?" if name in _OURS else suggestion(name, known)
+        raise InputError(f"{place}: there is no argument {name!r}{meant}")
 
 
 def _warn_of_support(support_n: np.ndarray) -> None:

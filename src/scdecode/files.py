@@ -57,6 +57,11 @@ def replacing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
         _remove(temporary)
 
 
+def is_empty_folder(path: str | Path) -> bool:
+    """Whether there is a folder with nothing in it."""
+    return Path(path).is_dir() and not any(Path(path).iterdir())
+
+
 def check_replaceable(path: str | Path, names: Sequence[str], *, overwrite: bool = True) -> None:
     """Raise :class:`OutputError` where :func:`replacing` a folder by one with these files would, and write nothing.
 

@@ -13,12 +13,13 @@ import numpy as np
 from anndata import AnnData
 
 from scdecode.arguments import Refusals, refuse
-from scdecode.cells import Cells, check_cells, knowing, open_anndata, read_cells
+from scdecode.cells import Cells, check_cells, check_unchanged, knowing, open_anndata, read_cells, unknowing
 from scdecode.config import ModelConfig, TrainConfig
 from scdecode.errors import CountsError, CountsWarning, FormatError, InputError, warn
 from scdecode.formats import native, scvi_tools
 from scdecode.formats.reading import read_model
 from scdecode.formats.stored import StoredModel
+from scdecode.minibatches import Split
 from scdecode.points import read_points
 from scdecode.reference import Reference, make_reference, reference_of_latents
 from scdecode.schema import Schema
@@ -34,10 +35,15 @@ _LOAD: Refusals = {
     "accelerator": (("auto", "cpu"), _ON_THE_CPU),
     "device": (("auto", "cpu"), _ON_THE_CPU),
     "backup_url": ((None,), "download the directory first"),
+    "datamodule": ((None,), "give the cells as an AnnData"),
+    "allowed_classes_names_list": ((None,), "scdecode.load opens a model of any class"),
+    "use_gpu": ((None, False), _ON_THE_CPU),
 }
 _SAVE: Refusals = {
     "prefix": ((None, ""), "a model is a directory of its own: put it into its name"),
     "save_kwargs": ((None, {}), "they are of torch.save, which is not used here"),
+    "legacy_mudata_format": ((False,), "a model here is of an AnnData"),
+    "datamodule": ((None,), "a model here is of an AnnData"),
 }
 
 
@@ -51,12 +57,12 @@ class Keepable(Protocol):
     config: ModelConfig
     schema: Schema
     vae: VAE
-    train_config: TrainConfig
+    train_config: TrainConfig | None
     _cells: Cells | None
     _adata: AnnData | None
     _reference: Reference | None
     _support: Support | None
-    _train_rows: np.ndarray | None
+    _split: Split | None
 
     def check_trained(self) -> None:
         """An error where the model has no trained weights."""
@@ -106,7 +112,8 @@ def save(
     NotTrainedError
         Before the model is trained.
     """
-    refuse("save", {"prefix": prefix, "save_kwargs": save_kwargs}, _SAVE)
+    others = {name: anndata_write_kwargs.pop(name) for name in _SAVE if name in anndata_write_kwargs}
+    refuse("save", {"prefix": prefix, "save_kwargs": save_kwargs, **others}, _SAVE)
     if anndata_write_kwargs and not save_anndata:
         raise InputError(f"{next(iter(anndata_write_kwargs))}: it is for save_anndata=True, which was not given")
     if save_anndata and model._adata is None:
@@ -116,6 +123,8 @@ def save(
     if save_anndata:
         adata = model._adata
         assert adata is not None, "it was checked above"
+        if model._cells is not None:
+            check_unchanged(model._cells)
         extra[BESIDE] = lambda path: adata.write_h5ad(path, **anndata_write_kwargs)
     native.write(dir_path, model.stored(), overwrite=overwrite, beside=extra)
 
@@ -144,7 +153,9 @@ def load(
         if model._reference is None or model._reference.codes_rc is None:
             model.schema = knowing(model.schema, model._cells)
             model._reference, model._support = None, None
-            model._train_rows = np.arange(len(model._cells))  # the reference is made when it is first needed
+            model._split = Split(
+                np.arange(len(model._cells)), *2 * [np.zeros(0, dtype=np.int64)]
+            )  # the reference is made when it is first needed
     return model
 
 
@@ -157,8 +168,8 @@ def attach_reference(model: Keepable, cells: Any, *, use_rep: str | None = None)
     ----------
     cells
         The AnnData that the model was trained on, with its raw counts and its columns. Or latent points of those
-        cells, ``(n, k)``, in any form that :meth:`decode` takes: support is known then, while averages stay plain
-        ones over the levels.
+        cells, ``(n, k)``, in any form that :meth:`decode` takes: support is known then, while averages are plain
+        ones over the levels. A path is that of an ``.h5ad`` or ``.zarr``.
     use_rep
         The entry of ``obsm`` with latent points, for an AnnData without counts.
 
@@ -168,14 +179,18 @@ def attach_reference(model: Keepable, cells: Any, *, use_rep: str | None = None)
         For an untrained model; for points or cells that do not fit it.
     """
     model.check_trained()
+    seed = 0 if model.train_config is None else model.train_config.seed
+    if isinstance(cells, str | Path):
+        cells = open_anndata(cells)
     if isinstance(cells, AnnData) and use_rep is None:
         read = _training_cells(model, cells)
-        model._reference = make_reference(model.vae, read, np.arange(len(read)), model.train_config.seed)
+        model._reference = make_reference(model.vae, read, np.arange(len(read)), seed)
         model.schema = knowing(model.schema, read)
     else:
         simplex = model.config.latent_distribution == "ln"
         points = read_points(cells, model.config.n_latent, spread=False, use_rep=use_rep, simplex=simplex)
-        model._reference = reference_of_latents(points.z_nk.numpy(), model.train_config.seed)
+        model._reference = reference_of_latents(points.z_nk.numpy(), seed)
+        model.schema = unknowing(model.schema)
     model._support = None
 
 

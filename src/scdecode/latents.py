@@ -13,14 +13,14 @@ from anndata import AnnData
 from torch.distributions import LogNormal, Normal
 
 from scdecode.arguments import refuse_loaders
-from scdecode.asked import Asked, cells_for, computing, encode_with_library
+from scdecode.asked import OnCells, cells_for, computing, encode_with_library
 from scdecode.devices import choose_device
 from scdecode.encoding import BATCH_SIZE, Posterior, encode, latent_draws, latent_mean
 from scdecode.errors import InputError
 
 
 def posterior(
-    model: Asked,
+    model: OnCells,
     adata: AnnData | None = None,
     *,
     indices: Any = None,
@@ -54,7 +54,7 @@ def posterior(
 
 @overload
 def get_latent_representation(
-    model: Asked,
+    model: OnCells,
     adata: AnnData | None = ...,
     indices: Any = ...,
     give_mean: bool = ...,
@@ -72,7 +72,7 @@ def get_latent_representation(
 
 @overload
 def get_latent_representation(
-    model: Asked,
+    model: OnCells,
     adata: AnnData | None = ...,
     indices: Any = ...,
     give_mean: bool = ...,
@@ -89,7 +89,7 @@ def get_latent_representation(
 
 
 def get_latent_representation(
-    model: Asked,
+    model: OnCells,
     adata: AnnData | None = None,
     indices: Any = None,
     give_mean: bool = True,
@@ -135,7 +135,7 @@ def get_latent_representation(
 
 
 def get_latent_library_size(
-    model: Asked,
+    model: OnCells,
     adata: AnnData | None = None,
     indices: Any = None,
     give_mean: bool = True,
@@ -183,7 +183,7 @@ def get_latent_library_size(
 
 
 def get_batch_representation(
-    model: Asked, adata: AnnData | None = None, indices: Any = None, batch_size: int | None = None
+    model: OnCells, adata: AnnData | None = None, indices: Any = None, batch_size: int | None = None
 ) -> np.ndarray:
     """The embedding of the batch of each cell, ``(n, dimensions)`` float32.
 
@@ -210,6 +210,6 @@ def get_batch_representation(
         return embedding(torch.from_numpy(cells.codes_nc[:, 0])).numpy()
 
 
-def _posterior(model: Asked, adata: AnnData | None, indices: Any, batch_size: int, device: str) -> Posterior:
+def _posterior(model: OnCells, adata: AnnData | None, indices: Any, batch_size: int, device: str) -> Posterior:
     cells = cells_for(model, adata, indices, need_conditions=model.config.encode_covariates)
     return encode(model.vae, cells, batch_size=batch_size, device=choose_device(device))

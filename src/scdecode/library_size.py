@@ -24,7 +24,10 @@ def read_library_size(
         return np.array([DEFAULT_LIBRARY], dtype=np.float32)
     if library_size is None or isinstance(library_size, str):
         if library_size not in (None, "observed"):
-            raise ConditionError(f"library_size: {library_size!r} came, a number, an array or 'observed' was expected")
+            hint = "; 'latent' is for get_normalized_expression" if library_size == "latent" else ""
+            raise ConditionError(
+                f"library_size: {library_size!r} came, a number, an array or 'observed' was expected{hint}"
+            )
         return np.array([_median(schema)], dtype=np.float32)
     if isinstance(library_size, pd.Series) and point_names is not None:
         check_order("library_size", library_size.index, point_names)

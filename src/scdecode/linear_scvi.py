@@ -78,7 +78,7 @@ class LinearSCVI(SCVI):
         **others: Any,
     ) -> None:
         said = {name: others.pop(name) for name in _OF_THE_MODEL if name in others}  # an error there, where it is one
-        said |= arguments.model_options(others)
+        said |= arguments.model_options("LinearSCVI", others)
         if not isinstance(use_batch_norm, bool):
             raise ConfigError(
                 f"use_batch_norm: {use_batch_norm!r} came, True or False was expected: whether the decoder has it, too"

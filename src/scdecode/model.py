@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scdecode import arguments, describing, evidence, expression, generation, keeping, latents, normalized, view
 from scdecode import config as configs
-from scdecode.cells import Cells, check_cells, read_training_cells, setup_anndata
+from scdecode.cells import Cells, check_cells, knowing, read_training_cells, setup_anndata
 from scdecode.config import (
     BatchRepresentation,
     Dispersion,
@@ -28,11 +28,13 @@ from scdecode.config import (
 from scdecode.devices import choose_device, seeded
 from scdecode.errors import InputError, NotTrainedError, TrainingWarning, check_integer, warn
 from scdecode.formats.stored import Origin, StoredModel, build_vae
+from scdecode.library_prior import library_prior
+from scdecode.minibatches import Split
 from scdecode.progress import training_progress
 from scdecode.reference import Reference, make_reference
 from scdecode.schema import Columns, Schema
 from scdecode.support import Support, make_support
-from scdecode.training import History, Network, OnEpoch, fit
+from scdecode.training import History, Network, OnEpoch, digest_of, fit
 from scdecode.vae import VAE
 
 
@@ -93,7 +95,7 @@ class SCVI:
         seed: int = 0,
         **others: Any,
     ) -> None:
-        embedding_dim = arguments.model_options(others).get("batch_embedding_dim", batch_embedding_dim)
+        embedding_dim = arguments.model_options("SCVI", others).get("batch_embedding_dim", batch_embedding_dim)
         schema, cells = read_training_cells(adata)
         config = ModelConfig(
             n_hidden=n_hidden,
@@ -119,11 +121,10 @@ class SCVI:
         check_cells(cells, config)
         check_integer("seed", seed, minimum=0)
         with seeded(seed, torch.device("cpu")):
-            vae = build_vae(config, schema, _library_prior(cells, schema.n_batches))
+            vae = build_vae(config, schema, library_prior(cells, schema.n_batches))
         self._set(config, schema, vae.eval().requires_grad_(False))
         self._cells: Cells | None = cells
         self._adata: AnnData | None = adata
-        self._seed = seed
 
     def _network(self) -> Network:
         """What is trained."""
@@ -134,12 +135,12 @@ class SCVI:
         self.config = config
         self.schema = schema
         self.vae = vae
-        self.train_config = TrainConfig()
+        self.train_config: TrainConfig | None = None
         self._cells = None
         self._adata = None
-        self._seed = 0
+        self._start: str | None = None  # of the weights before any training, for checkpoints
         self._reference: Reference | None = None
-        self._train_rows: np.ndarray | None = None
+        self._split: Split | None = None
         self._trained = False
         self._origin: Origin | None = None
         self._kept: dict[str, Tensor] = {}
@@ -278,7 +279,8 @@ class SCVI:
         """
         if self._cells is None:
             raise InputError(
-                "train: this model was opened from files and has no cells; make a new one with SCVI(adata)"
+                f"train: this model was opened from files and has no cells; open it with them, "
+                f"{type(self).__name__}.load(directory, adata), or make a new one, {type(self).__name__}(adata)"
             )
         fields, bar = arguments.train_options(
             max_epochs=max_epochs,
@@ -296,6 +298,7 @@ class SCVI:
             **options,
         )
         config = configs.from_dict(TrainConfig, fields)
+        self._start = self._start or digest_of(self._network())
         there = choose_device(arguments.device_name(accelerator, devices, device))
         with training_progress(enabled=progress and bar) as show:
 
@@ -312,7 +315,7 @@ class SCVI:
                 on_epoch=tell,
                 checkpoint=checkpoint,
                 on_failure=lambda history: self._adopt(history, config),
-                model_seed=self._seed,
+                start=self._start,
             )
         self._adopt(result, config)
         if result.ending == "interrupted":
@@ -323,18 +326,23 @@ class SCVI:
         assert self._cells is not None, "only a model with cells is trained"
         before = self._history.iloc[: 0 if result.resumed else None]  # a resumed training tells of its first epochs too
         self.train_config = config
+        self.schema = knowing(self.schema, self._cells)  # they may be others than those of an earlier training
         if self._origin is not None:
             self._origin = self._origin.then_trained_by("scdecode", version("scdecode"))
         self._history = pd.concat([before, result.table], ignore_index=True).rename_axis(index="epoch")
         self._ending = result.ending
         self._reference, self._support, self._trained = None, None, True
-        self._train_rows = result.split.train  # an interrupt from here on costs nothing: reference() makes it then
+        self._split = result.split  # an interrupt from here on costs nothing: reference() makes it then
         self.reference()
 
     @property
     def is_trained(self) -> bool:
         """Whether the model has trained weights."""
         return self._trained
+
+    train_indices = describing.positions("train")
+    validation_indices = describing.positions("validation")
+    test_indices = describing.positions("test")
 
     def check_trained(self) -> None:
         """Raise :class:`NotTrainedError` where the model has no trained weights."""
@@ -348,7 +356,7 @@ class SCVI:
         Losses in nats a cell, of the training and of the validation cells: ``elbo`` (negative), ``kl_global`` (zero),
         ``reconstruction_loss``, ``kl_local``, ``train_loss`` and ``validation_loss``. Empty before training.
         """
-        return arguments.history_of(self._history)
+        return describing.history_tables(self._history)
 
     @property
     def history_table(self) -> pd.DataFrame:
@@ -402,14 +410,15 @@ class SCVI:
         if reference is None:
             raise InputError(
                 "reference: this model keeps no training cells (files of scvi-tools have none); call "
-                "model.attach_reference(...) with them, or with latent points of them"
+                "model.attach_reference(adata) with them (on the command line: scdecode convert --reference CELLS)"
             )
         return reference
 
     def _known_reference(self) -> Reference | None:
         self.check_trained()
-        if self._reference is None and self._train_rows is not None and self._cells is not None:
-            self._reference = make_reference(self.vae, self._cells, self._train_rows, self.train_config.seed)
+        if self._reference is None and self._split is not None and self._cells is not None:
+            seed = 0 if self.train_config is None else self.train_config.seed
+            self._reference = make_reference(self.vae, self._cells, self._split.train, seed)
         return self._reference
 
     def support_index(self) -> Support | None:
@@ -434,6 +443,7 @@ class SCVI:
         device: str = "auto",
         prefix: str | None = None,
         backup_url: str | None = None,
+        **others: Any,
     ) -> Self:
         """Open a model directory, of scdecode or of scvi-tools; :func:`scdecode.load` does so without cells.
 
@@ -444,7 +454,7 @@ class SCVI:
         adata
             The cells that the model was trained on: they are then its cells, as after a training, and it can be trained
             further. By default ``adata.h5ad`` in the directory, where there is one; otherwise the model has none.
-        accelerator, device, backup_url
+        accelerator, device, backup_url, **others
             Of scvi-tools; other values than the default are an error: each method is told where to compute.
 
         Raises
@@ -454,7 +464,7 @@ class SCVI:
         InputError, CountsError, ConditionError
             Where the cells do not fit the model.
         """
-        others = {"accelerator": accelerator, "device": device, "backup_url": backup_url}
+        others |= {"accelerator": accelerator, "device": device, "backup_url": backup_url}
         return keeping.load(cls, dir_path, adata, prefix, others)
 
     def stored(self) -> StoredModel:
@@ -477,20 +487,8 @@ class SCVI:
 
         def __getattr__(self, name):
             """What scvi-tools' models have and this has not is an error that says what to do instead."""
-            raise AttributeError(arguments.missing_attribute(type(self).__name__, name), name=name, obj=self)
+            raise AttributeError(describing.missing_attribute(type(self).__name__, name), name=name, obj=self)
 
     def __repr__(self) -> str:
         """The size, the options and the state, in two lines."""
         return describing.in_two_lines(self)
-
-
-def _library_prior(cells: Cells, n_batches: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the log total count in each batch; 0 and 1 where a batch has no counts."""
-    mean, variance = torch.zeros(n_batches), torch.ones(n_batches)
-    for batch in range(n_batches):
-        library = cells.library_n[(cells.codes_nc[:, 0] == batch) & (cells.library_n > 0)]
-        if len(library):
-            logs = np.log(library.astype(np.float64))
-            # a batch of equal totals has no variance, and its prior would have no density
-            mean[batch], variance[batch] = float(logs.mean()), max(float(logs.var()), 1e-4)
-    return mean, variance

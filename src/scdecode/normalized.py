@@ -18,8 +18,8 @@ from torch import Tensor
 from scdecode.arguments import refuse_loaders
 from scdecode.asked import (
     TILE_BYTES,
-    Asked,
     Latents,
+    OnCells,
     batch_codes,
     choose,
     computing,
@@ -35,7 +35,7 @@ from scdecode.vae import VAE
 
 
 def get_normalized_expression(
-    model: Asked,
+    model: OnCells,
     adata: AnnData | None = None,
     indices: Any = None,
     transform_batch: Any = None,
@@ -214,7 +214,7 @@ def _expression(
 
 
 def get_likelihood_parameters(
-    model: Asked,
+    model: OnCells,
     adata: AnnData | None = None,
     indices: Any = None,
     n_samples: int | None = 1,
@@ -277,7 +277,7 @@ def get_likelihood_parameters(
 
 
 def posterior_predictive_sample(
-    model: Asked,
+    model: OnCells,
     adata: AnnData | None = None,
     indices: Any = None,
     transform_batch: Any = None,
@@ -343,7 +343,7 @@ def posterior_predictive_sample(
 
 
 def get_feature_correlation_matrix(
-    model: Asked,
+    model: OnCells,
     adata: AnnData | None = None,
     indices: Any = None,
     n_samples: int = 10,

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from scdecode.classification import Classification
 from scdecode.devices import seeded
 from scdecode.errors import FormatError, missing_extra
 from scdecode.formats.scvi_options import init_params
@@ -59,12 +60,15 @@ def compare(stored: StoredModel, weights: Mapping[str, Tensor], *, seed: int = 0
     with torch.inference_mode(), seeded(seed, torch.device("cpu")):
         there = _theirs(theirs, cells, z_nk)
         here = _ours(stored.vae, cells, z_nk)
+        if stored.classification is not None:
+            there |= _classes_there(theirs, z_nk)
+            here |= _classes_here(stored.classification, z_nk)
     rows = []
     for quantity, values in here.items():
         expected = there[quantity]
         size = expected.abs()
-        if quantity == "posterior mean":  # it may be near zero; it matters beside its spread
-            size = size + there["posterior variance"].sqrt()
+        if quantity.endswith(" mean"):  # it may be near zero; it matters beside its spread
+            size = size + there[quantity.removesuffix("mean") + "variance"].sqrt()
         difference = torch.where(values == expected, 0.0, (values - expected).abs() / size)  # also where both are zero
         rows.append({"quantity": quantity, "numbers": values.numel(), "largest difference": float(difference.max())})
     return pd.DataFrame(rows).set_index("quantity")
@@ -148,7 +152,33 @@ def _ours(vae: VAE, cells: Minibatch, z_nk: Tensor) -> dict[str, Tensor]:
         values["dispersion"] = log_theta.exp().expand_as(output.log_scale)
     if output.zi_logits is not None:
         values["zero inflation"] = torch.sigmoid(output.zi_logits)
+    if vae.config.learns_library:
+        library = vae.encode_library(cells)
+        values |= {"library mean": library.mean, "library variance": library.variance}
     return values
+
+
+def _classes_here(networks: Classification, z_nk: Tensor) -> dict[str, Tensor]:
+    """What a SCANVI has beside the VAE: the classifier, and z2 and back for each class in turn."""
+    values = {"class probabilities": networks.probabilities(z_nk)}
+    class_n1 = torch.arange(len(z_nk))[:, None] % networks.n_classes
+    mean, variance = networks.encoder_z2_z1(z_nk, class_n1)
+    back = networks.decoder_z1_z2(z_nk, class_n1)
+    return values | {"z2 mean": mean, "z2 variance": variance, "z1 mean": back.mean, "z1 variance": back.variance}
+
+
+def _classes_there(network: Any, z_nk: Tensor) -> dict[str, Tensor]:
+    said = network.classifier(z_nk)
+    class_n1 = torch.arange(len(z_nk))[:, None] % network.n_labels
+    z2, _ = network.encoder_z2_z1(z_nk, class_n1)
+    mean, variance = network.decoder_z1_z2(z_nk, class_n1)
+    return {
+        "class probabilities": torch.softmax(said, dim=-1) if network.classifier.logits else said,
+        "z2 mean": z2.loc,
+        "z2 variance": z2.scale.square(),
+        "z1 mean": mean,
+        "z1 variance": variance,
+    }
 
 
 def _theirs(network: Any, cells: Minibatch, z_nk: Tensor) -> dict[str, Tensor]:
@@ -157,7 +187,8 @@ def _theirs(network: Any, cells: Minibatch, z_nk: Tensor) -> dict[str, Tensor]:
         "cont_covs": cells.continuous_nd if cells.continuous_nd.shape[1] else None,
         "cat_covs": categorical_nc if categorical_nc.shape[1] else None,
     }
-    posterior = network.inference(cells.x_ng, batch_n1, **covariates)["qz"]
+    inferred = network.inference(cells.x_ng, batch_n1, **covariates)
+    posterior, library = inferred["qz"], inferred["ql"]
     log_library = cells.library_n1.log()
     p = network.generative(
         z_nk, log_library, batch_n1, size_factor=log_library, y=cells.codes_nc[:, -1:], **covariates
@@ -172,6 +203,9 @@ def _theirs(network: Any, cells: Minibatch, z_nk: Tensor) -> dict[str, Tensor]:
         values |= {"scale": p.scale, "rate": p.mu, "dispersion": p.theta}
     if kind == "ZeroInflatedNegativeBinomial":
         values["zero inflation"] = torch.sigmoid(p.zi_logits)
-    return {
-        name: value.expand_as(values["scale"]) if "posterior" not in name else value for name, value in values.items()
+    values = {
+        name: value if "posterior" in name else value.expand_as(values["scale"]) for name, value in values.items()
     }
+    if library is not None:
+        values |= {"library mean": library.loc, "library variance": library.scale.square()}
+    return values

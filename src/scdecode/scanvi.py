@@ -14,6 +14,7 @@ from anndata import AnnData
 
 from scdecode import arguments
 from scdecode import config as configs
+from scdecode.arguments import Refusals, refuse
 from scdecode.asked import cells_for
 from scdecode.cells import (
     Cells,
@@ -53,6 +54,14 @@ _MODULE: arguments.Refusals = {
     "datamodule": ((None,), "a model is made of cells: SCANVI(adata)"),
 }
 _SETUP: arguments.Refusals = {"use_minified": ((True, False), "cells are never minified")}
+
+
+_NO_GRADIENTS = "model.distribution is differentiable; what a gene does to a class is not offered"
+_PREDICT: Refusals = {
+    "dataloader": ((None,), "give the cells as an AnnData: adata=..., indices=..."),
+    "ig_interpretability": ((False,), _NO_GRADIENTS),
+    "ig_args": ((None,), _NO_GRADIENTS),
+}
 
 
 class SCANVI(SCVI):
@@ -119,14 +128,14 @@ class SCANVI(SCVI):
         **others: Any,
     ) -> None:
         arguments.refuse("SCANVI", {name: others.pop(name) for name in _MODULE if name in others}, _MODULE)
-        batch_embedding_dim = arguments.model_options(others).get("batch_embedding_dim", batch_embedding_dim)
+        batch_embedding_dim = arguments.model_options("SCANVI", others).get("batch_embedding_dim", batch_embedding_dim)
         classifier = _classifier_config(linear_classifier, classifier_parameters)
         if setup_of(adata).unlabeled_category is None:
             raise InputError(
                 "adata: it was not set up for SCANVI; call SCANVI.setup_anndata(adata, labels_key=..., "
                 "unlabeled_category=...) first"
             )
-        schema, cells = read_training_cells(adata)
+        schema, cells = read_training_cells(adata, classes=True)
         config = ModelConfig(
             n_hidden=n_hidden,
             n_latent=n_latent,
@@ -287,6 +296,7 @@ class SCANVI(SCVI):
         model._make_all(adata, config, knowing(schema, cells), cells, seed, classifier)
         model.vae.load_state_dict(scvi_model.vae.state_dict())
         model._is_pretrained = True
+        model._origin = scvi_model._origin
         return model
 
     def train(  # type: ignore[override]  # in the order of scvi-tools' arguments
@@ -370,6 +380,7 @@ class SCANVI(SCVI):
         *,
         seed: int = 0,
         device: str = "cpu",
+        **others: Any,
     ) -> np.ndarray | pd.DataFrame:
         """The cell type of each cell.
 
@@ -383,6 +394,8 @@ class SCANVI(SCVI):
             Classify at the mean of the posterior of the latent state; otherwise at a draw from it.
         seed
             Of the draws.
+        **others
+            Of scvi-tools (``dataloader``, ``ig_interpretability``, ``ig_args``), and not offered.
 
         Returns
         -------
@@ -390,6 +403,7 @@ class SCANVI(SCVI):
             ``(n,)`` labels as the column has them; or a DataFrame of cells x classes whose rows sum to one. The
             unlabelled category is none of them.
         """
+        refuse("predict", others, _PREDICT)
         cells = cells_for(self, adata, indices, need_conditions=self.config.encode_covariates)
         size = BATCH_SIZE if batch_size is None else batch_size
         posterior = encode(self.vae, cells, batch_size=size, device=choose_device(device))

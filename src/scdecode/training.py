@@ -80,7 +80,7 @@ def fit(
     on_epoch: OnEpoch | None = None,
     checkpoint: str | Path | None = None,
     on_failure: Callable[[History], None] | None = None,
-    model_seed: int = 0,
+    start: str | None = None,
 ) -> History:
     """Train a model in place.
 
@@ -102,8 +102,9 @@ def fit(
         cannot be written later than at the start, there is a warning, and training goes on.
     on_failure
         Told how far training came where an error ends it after an epoch, before the error is raised.
-    model_seed
-        Of the initial weights, for the checkpoint: that of another model is refused.
+    start
+        :func:`digest_of` the network before any training, for the checkpoint: that of another model is refused. By
+        default as it is now.
 
     Raises
     ------
@@ -125,7 +126,9 @@ def fit(
         raise ConfigError("early_stopping: there are no validation cells; lower train_size below 1")
     check_unchanged(cells)
     n_epochs = config.epochs(len(cells))
-    identity = {} if checkpoint is None else {"model seed": model_seed, **_identity(network, cells, config)}
+    identity: dict[str, Any] = {}
+    if checkpoint is not None:
+        identity = {"crc32 of the first weights": start or digest_of(network), **_identity(network, cells, config)}
     run, whole = _Run(), _snapshot(network)
     ending, resumed = "failed", False  # until it is known otherwise
     try:
@@ -307,6 +310,14 @@ def _check_finite(
 
 def _snapshot(network: Network) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+def digest_of(network: Network) -> str:
+    """A short digest of all weights."""
+    digest = 0
+    for weight in network.state_dict().values():
+        digest = zlib.crc32(np.ascontiguousarray(weight.detach().cpu().numpy()).data, digest)
+    return f"{digest:08x}"
 
 
 def _identity(network: Network, cells: Cells, config: TrainConfig) -> dict[str, Any]:

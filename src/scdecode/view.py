@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from anndata import AnnData
 
-from scdecode.asked import Asked
+from scdecode.asked import OnCells
 from scdecode.cells import check_columns
 from scdecode.errors import InputError
 from scdecode.schema import Category, Columns
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def view_anndata_setup(model: Asked, adata: AnnData | None = None, hide_state_registries: bool = False) -> None:
+def view_anndata_setup(model: OnCells, adata: AnnData | None = None, hide_state_registries: bool = False) -> None:
     """Print where the counts and the conditions of the model are in an AnnData, and which levels they have.
 
     Parameters

@@ -265,6 +265,8 @@ def _write_decoded(model: Any, points: Any, out: Path, **options: Any) -> Any:
         write_table(out, expression)
     made = expression.uns["scdecode"]
     typer.echo(f"{out}: {expression.n_obs:,} x {expression.n_vars:,} genes, {made['unit']}")
+    if made["support"].startswith("unknown"):
+        typer.echo("note: support is unknown; scdecode convert MODEL NEW --reference CELLS adds it", err=True)
     return expression
 
 

@@ -75,7 +75,7 @@ def check_key(key: Any) -> None:
     """Raise ``ValueError`` unless this may be a key of a dict or a member of a set.
 
     Hashing is recursive, so tuples are short and flat. Whole numbers are of 64 bits, as it is easy to find longer ones
-    with one hash, that make a dict slow.
+    with one hash, that make a dict slow. (Tuples of one hash can be found, too: ``opcodes.py`` counts them.)
     """
     for part in key if type(key) is tuple else (key,):
         if not (part is None or isinstance(part, str | bytes | bool | float) or _is_int64(part)):
@@ -227,7 +227,7 @@ def _encode(name: str, args: tuple[Any, ...], charge: _Charge) -> bytes:
 
 def _set(name: str, args: tuple[Any, ...], charge: _Charge) -> Any:
     _expect(len(args) == 1 and isinstance(args[0], list), name)
-    charge(64 * len(args[0]))
+    charge((64 + sum(type(key) is tuple for key in args[0])) * len(args[0]))  # tuples may all be of one hash
     for key in args[0]:
         check_key(key)
     return frozenset(args[0]) if name.endswith("frozenset") else set(args[0])
@@ -288,6 +288,8 @@ _TABLES = {
     "pandas.core.dtypes.dtypes": "CategoricalDtype NumpyEADtype PandasDtype",
 }
 
+_ACTIVATIONS = "ReLU ReLU6 LeakyReLU PReLU RReLU ELU CELU SELU GELU SiLU Mish Softplus Tanh Sigmoid Hardswish Identity"
+
 ALLOWED: dict[tuple[str, str], _Maker | None] = {  # without a maker: only the name may be used
     **{(module, name): maker for module in ("builtins", "__builtin__") for name, maker in _BUILTINS.items()},
     **{(module, "_reconstructor"): _reconstruct for module in ("copyreg", "copy_reg")},
@@ -304,6 +306,8 @@ ALLOWED: dict[tuple[str, str], _Maker | None] = {  # without a maker: only the n
     ("torch", "device"): capture,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
+    # an option of the networks, in init_params_
+    **{("torch.nn.modules.activation", name): None for name in _ACTIVATIONS.split()},
     ("torch.storage", "UntypedStorage"): None,
     ("torch.storage", "_load_from_bytes"): capture,
     **{(module, name): capture for module, names in _TABLES.items() for name in names.split()},

@@ -106,7 +106,6 @@ def _table_of(captured: Any) -> _Table | None:
     blocks, axes = _blocks_of(manager)
     if not isinstance(axes, list | tuple) or len(axes) != 2:
         return None
-    names, index = _index_of(axes[0]), _index_of(axes[1])
     rows: dict[int, np.ndarray[Any, Any]] = {}
     for values_cn, places in blocks:
         values_cn = _array_of(values_cn)
@@ -126,6 +125,7 @@ def _table_of(captured: Any) -> _Table | None:
     n_rows = {len(values_n) for values_n in rows.values()}
     if sorted(rows) != list(range(len(rows))) or len(n_rows) > 1:
         return None
+    names, index = _index_of(axes[0], len(rows)), _index_of(axes[1], max(n_rows, default=0))
     columns = None
     if names is not None and all(isinstance(name, str) for name in names) and len(set(names)) == len(rows):
         columns = [str(name) for name in names]
@@ -161,14 +161,14 @@ def _args_of(value: Any) -> tuple[Any, ...]:
     return value.args if isinstance(value, Captured) and isinstance(value.args, tuple) else ()
 
 
-def _index_of(axis: Any) -> list[Any] | None:
+def _index_of(axis: Any, most: int) -> list[Any] | None:
     """The labels of an axis."""
     args = _args_of(axis)
     if len(args) != 2 or not axis.name.endswith("._new_Index") or not isinstance(args[1], dict):
         return None
     parts = args[1]
     if "start" in parts:
-        return _range_of(parts["start"], parts.get("stop"), parts.get("step"), _MOST_NUMBERS)
+        return _range_of(parts["start"], parts.get("stop"), parts.get("step"), most)
     labels_n = _array_of(parts.get("data"))
     return labels_n.tolist() if labels_n is not None and labels_n.ndim == 1 else None
 

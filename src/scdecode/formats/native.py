@@ -36,7 +36,7 @@ from scdecode.errors import (
     NewerFormatError,
     listing,
 )
-from scdecode.files import check_replaceable, replacing, sha256
+from scdecode.files import check_replaceable, is_empty_folder, replacing, sha256
 from scdecode.formats.stored import Origin, StoredModel, filled_classification, filled_vae, kind_of
 from scdecode.reference import Reference
 from scdecode.schema import Schema
@@ -45,7 +45,7 @@ FORMAT_VERSION = 2
 """1: the reference always there, the class always SCVI. 2: neither."""
 
 CLASSES = ("SCVI", "LinearSCVI", "SCANVI")
-_MANIFEST = "model.json"
+MANIFEST = "model.json"
 _WEIGHTS = "weights.safetensors"
 _REFERENCE = "reference.safetensors"
 # in the file of the weights, beside those of the VAE
@@ -55,7 +55,7 @@ _CLASSIFICATION = "classification/"
 
 def is_here(path: Path) -> bool:
     """Whether a directory holds a model of this format."""
-    return (path / _MANIFEST).is_file()
+    return (path / MANIFEST).is_file()
 
 
 def write(
@@ -81,7 +81,7 @@ def write(
     """
     path = Path(path)
     reference = {} if model.reference is None else _present(model.reference)
-    with replacing(path, overwrite=overwrite or _is_empty(Path(path))) as folder:
+    with replacing(path, overwrite=overwrite or is_empty_folder(path)) as folder:
         folder.mkdir()
         # not with save_file, which has an error of its own for a full disk
         weights = model.vae.state_dict() | {_KEPT + name: t for name, t in model.kept.items()}
@@ -99,13 +99,13 @@ def write(
             "origin": None if model.origin is None else dataclasses.asdict(model.origin),
             "config": dataclasses.asdict(model.config),
             "classifier": None if model.classification is None else dataclasses.asdict(model.classification.config),
-            "train_config": dataclasses.asdict(model.train_config),
+            "train_config": None if model.train_config is None else dataclasses.asdict(model.train_config),
             "schema": schemas.to_dict(model.schema),
             "summary": model.summary | {"history": _without_nan(model.summary["history"])},
             "sha256": {name: sha256(folder / name) for name in (_WEIGHTS, _REFERENCE) if (folder / name).exists()},
         }
-        manifest["sha256"][_MANIFEST] = _digest_of(manifest)
-        (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+        manifest["sha256"][MANIFEST] = _digest_of(manifest)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for name, write_to in (beside or {}).items():
             write_to(folder / name)
 
@@ -117,16 +117,12 @@ def _present(reference: Reference) -> dict[str, np.ndarray]:
 
 def check_target(path: str | Path, *, overwrite: bool) -> None:
     """Raise :class:`OutputError` where :func:`write` would: best known before a training, and not after it."""
-    check_replaceable(path, (_WEIGHTS, _REFERENCE, _MANIFEST), overwrite=overwrite or _is_empty(Path(path)))
-
-
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+    check_replaceable(path, (_WEIGHTS, _REFERENCE, MANIFEST), overwrite=overwrite or is_empty_folder(path))
 
 
 def _digest_of(manifest: dict[str, Any]) -> str:
     """Of a manifest but for its own digest."""
-    others = {name: digest for name, digest in manifest["sha256"].items() if name != _MANIFEST}
+    others = {name: digest for name, digest in manifest["sha256"].items() if name != MANIFEST}
     return hashlib.sha256(json.dumps(manifest | {"sha256": others}, sort_keys=True).encode()).hexdigest()
 
 
@@ -147,7 +143,7 @@ def read(path: str | Path) -> StoredModel:
     path = Path(path)
     manifest = _read_manifest(path)
     for name, digest in manifest["sha256"].items():
-        if name == _MANIFEST:
+        if name == MANIFEST:
             continue
         if not (path / name).is_file():
             raise CorruptModelError(f"{path}: {name} is missing; copy the whole directory again")
@@ -160,7 +156,8 @@ def read(path: str | Path) -> StoredModel:
     try:
         schema = schemas.from_dict(manifest["schema"])
         config = configs.from_dict(ModelConfig, manifest["config"])
-        train_config = configs.from_dict(TrainConfig, manifest["train_config"])
+        said = manifest["train_config"]
+        train_config = None if said is None else configs.from_dict(TrainConfig, said)
         summary, version = _checked_summary(manifest["summary"]), str(manifest["version"])
         if config.use_size_factor != (schema.columns.size_factor_key is not None):
             raise ValueError("use_size_factor does not fit the columns")
@@ -172,22 +169,22 @@ def read(path: str | Path) -> StoredModel:
         if not isinstance(trained, bool):
             raise ValueError("trained: True or False was expected")
     except ConfigError as error:
-        raise CorruptModelError(f"{path / _MANIFEST}: {error}") from error
+        raise CorruptModelError(f"{path / MANIFEST}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CorruptModelError(
-            f"{path / _MANIFEST}: a field is missing or of the wrong kind ({error!r}); it was edited; copy it again"
+            f"{path / MANIFEST}: a field is missing or of the wrong kind ({error!r}); it was edited; copy it again"
         ) from error
     weights = _read_tensors(path / _WEIGHTS)
     kept, own_classification = (_take(weights, prefix) for prefix in (_KEPT, _CLASSIFICATION))
     place = str(path / _WEIGHTS)
-    vae = filled_vae(config, schema, weights, place, _MANIFEST)
+    vae = filled_vae(config, schema, weights, place, MANIFEST)
     classification = None
     if classifier is not None:
-        classification = filled_classification(config, classifier, schema, own_classification, place, _MANIFEST)
+        classification = filled_classification(config, classifier, schema, own_classification, place, MANIFEST)
     with_reference = _REFERENCE in manifest["sha256"]
     reference = _read_reference(path / _REFERENCE, config, schema) if with_reference else None
-    if _digest_of(manifest) != manifest["sha256"][_MANIFEST]:  # last, as the checks above can say what is wrong
-        raise CorruptModelError(f"{path / _MANIFEST}: it was edited after it was written; copy the model again")
+    if _digest_of(manifest) != manifest["sha256"][MANIFEST]:  # last, as the checks above can say what is wrong
+        raise CorruptModelError(f"{path / MANIFEST}: it was edited after it was written; copy the model again")
     return StoredModel(
         class_name=manifest["class"],
         config=config,
@@ -205,15 +202,9 @@ def read(path: str | Path) -> StoredModel:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest_path = path / _MANIFEST
+    manifest_path = path / MANIFEST
     if not manifest_path.is_file():
-        if path.is_dir():
-            there = f"it holds {listing(sorted(p.name for p in path.iterdir()), 5)}"
-        else:
-            there = "it is a file" if path.exists() else "no such directory"
-        raise FormatError(
-            f"{path}: there is no {_MANIFEST} ({there}); a directory that model.save(...) wrote was expected"
-        )
+        raise FormatError(f"{path}: there is no {MANIFEST}; a directory that model.save(...) wrote was expected")
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -235,7 +226,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         )
     digests = manifest.get("sha256")
     names = set(digests) if isinstance(digests, dict) and all(isinstance(d, str) for d in digests.values()) else set()
-    if names - {_REFERENCE} != {_WEIGHTS, _MANIFEST}:
+    if names - {_REFERENCE} != {_WEIGHTS, MANIFEST}:
         raise CorruptModelError(f"{manifest_path}: it does not have the digests of {_WEIGHTS} and of itself")
     return manifest
 
@@ -283,11 +274,11 @@ def _read_reference(path: Path, config: ModelConfig, schema: Schema) -> Referenc
         dtype = torch.int64 if name == "codes_rc" else torch.float32
         if tuple(tensor.shape) != shape or tensor.dtype != dtype or not torch.isfinite(tensor).all():
             raise CorruptModelError(
-                f"{path}: {name} is {kind_of(tensor)}, {dtype} {shape} without NaN was expected, as {_MANIFEST} has it"
+                f"{path}: {name} is {kind_of(tensor)}, {dtype} {shape} without NaN was expected, as {MANIFEST} has it"
             )
     if not n_cells or n_cells[0] == 0:
         raise CorruptModelError(f"{path}: it has no cells")
     codes_rc = tensors.get("codes_rc")
     if codes_rc is not None and ((codes_rc < 0) | (codes_rc >= torch.tensor(schema.n_levels))).any():
-        raise CorruptModelError(f"{path}: its conditions do not fit {_MANIFEST}")
+        raise CorruptModelError(f"{path}: its conditions do not fit {MANIFEST}")
     return Reference(**{name: tensor.numpy() for name, tensor in tensors.items()})

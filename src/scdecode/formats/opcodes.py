@@ -34,6 +34,9 @@ def check_name(name: tuple[str | None, ...], place: str) -> None:
         raise unsafe(place, f"asks for the global {short('.'.join(map(str, name)))}")
 
 
+_MOST_TUPLES = 5_000  # keys of a pickle; an honest one has none or a few
+
+
 class Machine:
     """The stack, the marks and the memo, and what each opcode does to them."""
 
@@ -43,7 +46,16 @@ class Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stacks below each open mark
         self.memo: dict[int, Any] = {}
+        self.n_tuples = 0  # keys whose hash is not random: a stranger finds as many of one hash as he likes
         self.budget = 64 * size + 1_000_000  # bytes; a pickle can ask for one of its parts again and again
+
+    def check_keys(self, keys: list[Any]) -> None:
+        """Raise ``ValueError`` unless all these may be keys, and there are not too many that can be made to collide."""
+        for key in keys:
+            check_key(key)
+            self.n_tuples += type(key) is tuple
+        if self.n_tuples > _MOST_TUPLES:
+            raise ValueError(f"more than {_MOST_TUPLES:,} tuples are keys")
 
     def charge(self, n_bytes: int) -> None:
         """Count the memory of a copy; raise where there are far more of them than the file has bytes."""
@@ -73,8 +85,7 @@ class Machine:
         """A tuple, list or frozenset of all down to the mark."""
         items = self.marked()
         if kind is frozenset:
-            for item in items:
-                check_key(item)
+            self.check_keys(items)
         self.push(kind(items))
 
     def drop(self, _: Any) -> None:
@@ -109,8 +120,7 @@ class Machine:
         if type(target) is not kind:
             raise ValueError(f"it adds values to a {type(target).__name__}")
         if kind is set:
-            for item in items:
-                check_key(item)
+            self.check_keys(items)
         getattr(target, method)(items)
 
     def append(self, _: Any) -> None:
@@ -127,7 +137,7 @@ class Machine:
             raise ValueError(f"it adds keys to a {type(target).__name__}, or one without a value")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is not str:
-                check_key(key)
+                self.check_keys([key])
             target[key] = value
 
     def set_item(self, _: Any) -> None:

@@ -26,8 +26,8 @@ from scdecode.formats.opcodes import HANDLERS, RECALL, REMEMBER, Machine, check_
 
 __all__ = ["Captured", "PickleStream", "Storage", "build", "read_only_pickle", "read_pickle", "scan"]
 
-_MOST_OPCODES = 10_000_000  # of one pickle, about a hundred bytes of memory each; a model has some thousands
-_MOST_PARTS = 20_000_000  # of one value, where a part that stands in two places counts twice
+_MOST_OPCODES = 2_000_000  # of one pickle, some hundred bytes of memory each; a model has some thousands
+_MOST_PARTS = 2_000_000  # of one value, where a part that stands in two places counts twice; more in a larger file
 _MOST_DEPTH = 100  # of lists in lists
 _WITH_PARTS = (dict, list, tuple, Captured, np.ndarray, Pending, Storage)
 _MOST_BITS = 1024  # of a whole number: the state of a random number generator has 128
@@ -177,7 +177,7 @@ def build(scanned: Scanned, place: str, persistent: Callable[[Any], Any] | None 
         value = machine.pop()
         if machine.below or machine.stack:
             raise ValueError("something is left on the stack at its end")
-        _check_extent(value)
+        _check_extent(value, max(_MOST_PARTS, scanned.size))
     except IndexError as error:
         raise _damaged(place, position, "it takes from an empty stack") from error
     except ScdecodeError:
@@ -199,8 +199,8 @@ def _check_instance(opcode: str, arg: Any, place: str) -> NoReturn:
     raise unsafe(place, f"makes an object by the opcode {opcode}" + ("" if arg is None else f" {arg}"))
 
 
-def _check_extent(value: Any) -> None:
-    """Raise ``ValueError`` where a value contains itself, is deep, or is huge once all its parts are written out."""
+def _check_extent(value: Any, most: int) -> None:
+    """Raise ``ValueError`` where a value contains itself, is deep, or has more than ``most`` parts written out."""
     known: dict[int, tuple[int, int]] = {}  # by id: number of parts and depth; the value keeps all of them alive
     unfinished: set[int] = set()
     waiting = [value]
@@ -215,7 +215,7 @@ def _check_extent(value: Any) -> None:
             unfinished.discard(id(node))
             n_parts = 1 + n_own + sum(known[id(part)][0] for part in inner)
             depth = 1 + max((known[id(part)][1] for part in inner), default=0)
-            if n_parts > _MOST_PARTS or depth > _MOST_DEPTH:
+            if n_parts > most or depth > _MOST_DEPTH:
                 raise ValueError("it is nested too deeply, or into too many copies of itself")
             known[id(node)] = n_parts, depth
             continue
@@ -242,7 +242,7 @@ def _parts(node: Any) -> tuple[int, list[Any]]:
     elif isinstance(node, np.ndarray) and node.dtype.hasobject:
         parts = node.flat
     else:
-        return 0, []
+        return (node.size if isinstance(node, np.ndarray) else 0), []
     inner = [part for part in parts if isinstance(part, _WITH_PARTS)]
     return (2 if isinstance(node, Captured) else len(node) if not isinstance(node, np.ndarray) else node.size), inner
 

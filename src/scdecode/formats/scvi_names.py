@@ -68,6 +68,7 @@ def to_ours(theirs: Mapping[str, Tensor], config: ModelConfig) -> tuple[dict[str
     unused: dict[str, Tensor] = {}
     for name, tensor in theirs.items():
         if name.startswith("l_encoder.") and not config.learns_library:
+            _renamed(name, MODULES)  # KeyError where nobody has such weights
             unused[name] = tensor
         elif name == "px_r":  # (genes,) or (genes, batches or labels)
             ours[TENSORS[name]] = tensor.reshape(len(tensor), -1).t().contiguous()

@@ -7,6 +7,7 @@ Sizes come from the weights; what leaves no trace in them (the likelihood, layer
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from scdecode.config import ClassifierConfig, ModelConfig
 from scdecode.errors import ConfigError, CorruptModelError, ForeignModelError, listing
+from scdecode.formats.pickles import Captured
 from scdecode.schema import Schema
 
 CLASSES = ("SCVI", "LinearSCVI", "SCANVI")
@@ -105,7 +107,7 @@ def read_options(
         named.setdefault("gene_likelihood", "nb")
         named.setdefault("use_observed_lib_size", False)
     disagree = [
-        f"{key} is {named[key]!r} in init_params_ and {value!r} in the weights"
+        f"{key} is {_short(named[key])} in init_params_ and {value!r} in the weights"
         for key, value in seen.items()
         if key in named and named[key] != value and not _is_old_library(key, value)
     ]
@@ -120,8 +122,8 @@ def read_options(
         if class_name != "SCANVI":
             return config, None
         linear = "classifier.classifier.0.weight" in weights
-        if linear_classifier is not None and linear != bool(linear_classifier):
-            raise CorruptModelError(f"{place}: linear_classifier is {linear_classifier!r}, which its weights are not")
+        if linear_classifier and not linear:
+            raise CorruptModelError(f"{place}: linear_classifier is True, and its weights are those of another one")
         return config, _classifier_of(classifier, weights, linear=linear)
     except (ConfigError, TypeError) as error:
         raise CorruptModelError(f"{place}: its options are not those of a {class_name} ({error})") from error
@@ -162,9 +164,14 @@ def _check_offered(said: Mapping[str, Any], place: str) -> None:
         same = any(type(value) is type(one) and value == one for one in neutral)
         if key not in _TAKEN | _IGNORED and not same:
             raise ForeignModelError(
-                f"{place}: it was made with {key}={value!r}, which scdecode does not offer; it would decode to other "
-                "numbers than in scvi-tools"
+                f"{place}: it was made with {key}={_short(value)}, which scdecode does not offer; it would decode to "
+                "other numbers than in scvi-tools"
             )
+
+
+def _short(value: Any) -> str:
+    """A value of a stranger's file in a message: its beginning, or its name."""
+    return value.name if isinstance(value, Captured) else reprlib.repr(value)
 
 
 def _is_old_library(key: str, value: Any) -> bool:
@@ -223,7 +230,7 @@ def _dispersion(px_r: Tensor | None, schema: Schema) -> str | None:
 
 
 def _classifier_of(said: Mapping[str, Any], weights: Mapping[str, Tensor], *, linear: bool) -> ClassifierConfig:
-    unknown = set(said) - {"n_layers", "n_hidden", "dropout_rate", "logits", "use_batch_norm", "use_layer_norm"}
+    unknown = set(said) - {"n_layers", "n_hidden", "dropout_rate", "logits"}
     if unknown:
         raise ConfigError(f"classifier_parameters: {listing(sorted(unknown))} came, which scdecode does not offer")
     if linear:

@@ -32,10 +32,10 @@ def registry_of(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(registry, Mapping):
         return registry
     old = attributes.get("scvi_setup_dict_")
-    return _modern(old) if isinstance(old, Mapping) else {}
+    return _modern(old, attributes.get("unlabeled_category_")) if isinstance(old, Mapping) else {}
 
 
-def _modern(old: Mapping[str, Any]) -> dict[str, Any]:
+def _modern(old: Mapping[str, Any], unlabeled: Any) -> dict[str, Any]:
     mappings, extra = _mapping(old.get("categorical_mappings")), _mapping(old.get("extra_categoricals"))
     x = _mapping(_mapping(old.get("data_registry")).get("X"))
 
@@ -50,6 +50,9 @@ def _modern(old: Mapping[str, Any]) -> dict[str, Any]:
         "extra_categorical_covs": {"mappings": extra.get("mappings"), "field_keys": extra.get("keys")},
         "extra_continuous_covs": {"columns": old.get("extra_continuous_keys")},
     }
+    # the argument of a SCANVI then, who made no label of it where no cell had it
+    if unlabeled is not None and str(unlabeled) in map(str, _list(states["labels"]["categorical_mapping"])):
+        states["labels"]["unlabeled_category"] = unlabeled
     fields: dict[str, dict[str, Any]] = {
         name: {"state_registry": state, "data_registry": {}} for name, state in states.items()
     }

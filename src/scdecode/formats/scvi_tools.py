@@ -22,17 +22,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from scdecode.config import TrainConfig
 from scdecode.devices import seeded
 from scdecode.errors import (
     ConditionWarning,
     CorruptModelError,
     ForeignModelError,
     FormatError,
+    ScdecodeError,
     listing,
     warn,
 )
-from scdecode.files import check_replaceable, replacing
+from scdecode.files import check_replaceable, is_empty_folder, replacing
 from scdecode.formats.archives import read_archive, read_pickle_file
 from scdecode.formats.frames import history_of
 from scdecode.formats.scvi_names import CLASSIFICATION, to_ours, to_theirs
@@ -101,12 +101,25 @@ def read(path: str | Path, *, prefix: str | None = None) -> StoredModel:
     """
     path = Path(path)
     files = _read_files(path, prefix_of(path, prefix))
+    try:
+        return _stored(files)
+    except ScdecodeError:
+        raise
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        # of values of other kinds than scvi-tools writes, which only an edited file has
+        raise CorruptModelError(f"{files.place}: it is not as scvi-tools writes it ({error!r:.200})") from error
+
+
+def _stored(files: _Files) -> StoredModel:
+    """What the files hold, as a model."""
     registry = registry_of(files.attributes)
     said = files.attributes.get("init_params_")
     name = registry.get("model_name")
-    weights = {key: value for key, value in files.weights.items() if isinstance(value, Tensor)}
+    name = name if name is None or isinstance(name, str) else "model of no name"
+    weights = {key: value for key, value in files.weights.items() if isinstance(key, str) and isinstance(value, Tensor)}
     class_name = class_of(weights)
-    version = str(registry.get("scvi_version") or "of an unknown version")
+    said_version = registry.get("scvi_version")
+    version = said_version if isinstance(said_version, str) and len(said_version) < 50 else "of an unknown version"
     if class_name is None or name not in (None, class_name) or not isinstance(said, Mapping):
         raise ForeignModelError(_what_it_is(files, name, version))
     head = (
@@ -115,20 +128,21 @@ def read(path: str | Path, *, prefix: str | None = None) -> StoredModel:
     schema = read_schema(registry, files.var_names, len(weights[f"{head}.weight"]), weights, files.place)
     options = flattened(said)
     config, classifier = read_options(class_name, options, weights, schema, files.place)
-    if options.get("use_observed_lib_size") is False and not config.learns_library:
+    if options.get("use_observed_lib_size") is False and not (config.learns_library or config.use_size_factor):
         warn(
             f"{files.place}: it learned the library size, and this early version of scvi-tools did not keep the prior; "
             "the total counts are taken instead, which matters to the ELBO alone",
             ConditionWarning,
         )
     try:
-        ours, kept = to_ours({key: _single(value) for key, value in weights.items()}, config)
+        ours, kept = to_ours(weights, config)
     except KeyError as error:
         raise ForeignModelError(
             f"{files.place}: it has the weights {error}, which no {class_name} that scdecode knows has"
         ) from error
     files = dataclasses.replace(files, weights={})
     del weights  # a transposed dispersion need not be in memory twice
+    ours, kept = ({key: _single(t) for key, t in some.items()} for some in (ours, kept))
     fits = "the names and options beside it"
     own = {key: value for key, value in ours.items() if not key.startswith(CLASSIFICATION)}
     vae = filled_vae(config, schema, own, files.place, fits)
@@ -139,6 +153,8 @@ def read(path: str | Path, *, prefix: str | None = None) -> StoredModel:
     trained_by = files.attributes.get(_TRAINED_BY)
     if not isinstance(trained_by, str):
         trained_by = f"scvi-tools {version}"
+    elif "train_indices_" in files.attributes:  # which we do not write: it was trained after us
+        trained_by += f", then scvi-tools {version}"
     program, _, of_version = trained_by.rpartition(" ")
     history = history_of(_by_epoch(files.attributes.get("history_")))
     return StoredModel(
@@ -147,10 +163,10 @@ def read(path: str | Path, *, prefix: str | None = None) -> StoredModel:
         schema=schema,
         vae=vae,
         reference=None,
-        train_config=TrainConfig(),
+        train_config=None,
         summary={"history": history, "ending": f"trained by {trained_by}"},
         version="",
-        trained=bool(files.attributes.get("is_trained_", True)),
+        trained=files.attributes.get("is_trained_", True) is not False,
         origin=Origin(program, of_version),
         kept=kept,
         classification=classification,
@@ -264,7 +280,7 @@ def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> N
         "var_names": np.array(model.schema.genes, dtype=object),
         "attr_dict": attributes,
     }
-    with replacing(path, overwrite=overwrite) as folder:
+    with replacing(path, overwrite=overwrite or is_empty_folder(path)) as folder:
         folder.mkdir()
         buffer = io.BytesIO()  # torch has an error of its own for a full disk
         torch.save(content, buffer)
@@ -273,7 +289,7 @@ def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> N
 
 def check_target(path: str | Path, *, overwrite: bool) -> None:
     """Raise :class:`OutputError` where :func:`write` would."""
-    check_replaceable(path, (_MODEL,), overwrite=overwrite)
+    check_replaceable(path, (_MODEL,), overwrite=overwrite or is_empty_folder(path))
 
 
 def weights_of(model: StoredModel) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ class StoredModel:
     schema: Schema
     vae: VAE
     reference: Reference | None  # None: not known, as in the files of scvi-tools
-    train_config: TrainConfig
+    train_config: TrainConfig | None  # None where another program trained it last
     summary: dict[str, Any]  # of the training: the history and how it ended
     version: str  # of the scdecode that wrote it
     trained: bool = True
