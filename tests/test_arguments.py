@@ -11,7 +11,8 @@ import torch
 
 import scdecode as sd
 from scdecode import arguments
-from scdecode.arguments import device_name, history_of, train_options
+from scdecode.arguments import device_name, train_options
+from scdecode.describing import history_tables
 from scdecode.errors import ConfigError, InputError
 
 SCVI_DEFAULTS = {
@@ -259,7 +260,7 @@ class TestHistory:
 
     def test_quantities_that_are_never_known(self):
         table = pd.DataFrame({"elbo_train": [3.0], "elbo_validation": [np.nan], "seconds": [0.1]})
-        assert list(history_of(table)) == ["elbo_train", "kl_global_train"]
+        assert list(history_tables(table)) == ["elbo_train", "kl_global_train"]
 
     def test_the_model_keeps_its_cells(self, adata):
         sd.SCVI.setup_anndata(adata)

@@ -147,7 +147,7 @@ def test_another_training(kept, options, difference):
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        ({"n_latent": 5}, r"\(n_latent: 4 there, 5 here\)"),
+        ({"n_latent": 5}, r"\(n_latent: 4 there, 5 here;"),
         ({"gene_likelihood": "nb"}, "gene_likelihood: 'zinb' there, 'nb' here"),
         ({"setup": EVERYTHING | {"batch_key": None}}, "crc32 of the counts and conditions"),
         ({"setup": EVERYTHING | {"batch_key": "chem", "categorical_covariate_keys": ["sex", "batch"]}}, "crc32 of the"),

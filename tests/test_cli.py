@@ -252,7 +252,7 @@ def test_a_cell_file_that_is_none(place: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_debug_shows_the_traceback(place: Path) -> None:
     for arguments in (("--debug", "info", "nowhere"), ("info", "nowhere", "--debug")):
-        with pytest.raises(sd.errors.FormatError, match="there is no model"):
+        with pytest.raises(sd.errors.FormatError, match="there is no such directory"):
             run(*arguments)
 
 

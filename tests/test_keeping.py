@@ -10,6 +10,8 @@ from small_models import EVERYTHING, make_adata, make_model
 
 import scdecode as sd
 from scdecode.errors import (
+    ConditionWarning,
+    ConfigError,
     CountsError,
     CountsWarning,
     FormatError,
@@ -173,3 +175,91 @@ def test_latents_in_an_anndata():
     cells = ad.AnnData(obsm={"X_scVI": np.random.default_rng(0).normal(size=(50, model.config.n_latent))})
     model.attach_reference(cells, use_rep="X_scVI")
     assert len(model.reference().latent_rk) == 50
+
+
+# -- in odd orders -----------------------------------------------------------------------------------------------------
+
+
+def test_a_training_on_other_cells_knows_those(model, tmp_path):
+    model.save(tmp_path / "model")
+    others = make_adata(90, seed=5)
+    others = others[others.obs["batch"] == others.obs["batch"].iloc[0]].copy()
+    opened = sd.SCVI.load(tmp_path / "model", others)
+    opened.train(1, progress=False)
+    assert opened.schema.n_cells == others.n_obs == opened.schema.conditions.n_cells_m.sum()
+    assert len(opened.schema.conditions.n_cells_m) == 1
+    assert opened.schema.median_library == np.median(np.asarray(others.X.sum(1)))
+    assert len(opened.reference().latent_rk) == len(opened.train_indices)
+
+
+def test_latents_in_the_place_of_cells_take_their_conditions_away():
+    model = make_model(make_adata(120, 20))
+    z = model.get_latent_representation()
+    model.attach_reference(z)
+    with pytest.warns(ConditionWarning, match="plain average"):
+        expression = model.decode(z[:3])
+    assert expression.uns["scdecode"]["averaged_by"] == "levels, equally"
+    assert model.schema.n_cells == 120
+
+
+def test_a_checkpoint_of_other_first_weights_is_refused(tmp_path):
+    adata = make_adata(120, 20)
+    one, other = (make_model(adata, epochs=epochs) for epochs in (1, 2))
+    for model, name in ((one, "one"), (other, "other")):
+        model.save(tmp_path / name)
+    first = sd.SCVI.load(tmp_path / "one", adata)
+    first.train(1, checkpoint=tmp_path / "run", progress=False)
+    with pytest.raises(ConfigError, match=r"is of another training .*crc32 of the first weights"):
+        sd.SCVI.load(tmp_path / "other", adata).train(2, checkpoint=tmp_path / "run", progress=False)
+    with pytest.raises(ConfigError, match="is of another training"):
+        make_model(adata, epochs=0).train(2, checkpoint=tmp_path / "run", progress=False)
+    again = sd.SCVI.load(tmp_path / "one", adata)
+    again.train(2, checkpoint=tmp_path / "run", progress=False)  # it goes on
+    first.train(2, checkpoint=tmp_path / "run2", progress=False)
+    assert len(again.history_table) == 1 + 2
+
+
+def test_who_trained_it_last(tmp_path):
+    adata = make_adata(120, 20)
+    model = make_model(adata, train={"lr": 5e-3, "batch_size": 64})
+    model.save(tmp_path / "ours")
+    assert model.info()["training"]["lr"] == 5e-3
+    sd.convert(tmp_path / "ours", tmp_path / "theirs", to="scvi-tools")
+    back = sd.load(tmp_path / "theirs")
+    assert back.info()["training"] is None  # nobody knows any more
+    assert back.info()["trained_by"] == f"scdecode {sd.__version__}"
+    theirs = sd.load(SAVED / "scvi_prefix_and_cells")
+    assert theirs.info()["training"] is None
+    theirs = sd.SCVI.load(SAVED / "scvi_prefix_and_cells")
+    before = theirs.info()["trained_by"]
+    theirs.train(1, progress=False, lr=2e-3)
+    assert theirs.info()["trained_by"] == f"{before}, then scdecode {sd.__version__}"
+    assert theirs.info()["training"]["lr"] == 2e-3
+    theirs.save(tmp_path / "both")
+    sd.convert(tmp_path / "both", tmp_path / "there", to="scvi-tools")
+    assert sd.load(tmp_path / "there").info()["trained_by"] == theirs.info()["trained_by"]
+
+
+def test_cells_that_changed_are_not_saved(tmp_path):
+    adata = make_adata(60, 10)
+    model = make_model(adata)
+    adata.X.data[:] = 1
+    with pytest.raises(CountsError, match="changed after the model was made"):
+        model.save(tmp_path / "model", save_anndata=True)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_reference_by_its_path(tmp_path):
+    adata = make_adata(60, 10)
+    model = make_model(adata)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    model.attach_reference(str(tmp_path / "cells.h5ad"))
+    assert len(model.reference().latent_rk) == 60
+
+
+def test_the_split_is_known_after_a_training(tmp_path):
+    model = make_model(make_adata(100, 10))
+    parts = (model.train_indices, model.validation_indices, model.test_indices)
+    assert sorted(np.concatenate(parts)) == list(range(100)) and len(parts[0]) == 90
+    model.save(tmp_path / "model")
+    assert sd.load(tmp_path / "model").train_indices is None

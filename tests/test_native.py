@@ -23,6 +23,7 @@ from scdecode.errors import (
     CorruptModelError,
     ForeignModelError,
     FormatError,
+    InputError,
     NewerFormatError,
     NotTrainedError,
     OutputError,
@@ -229,18 +230,27 @@ model.save(sys.argv[1], overwrite=True)
 # -- what is no model --------------------------------------------------------------------------------------------------
 
 
-def test_nothing_there(tmp_path):
-    with pytest.raises(
-        FormatError, match=r"no: there is no model.json \(no such directory\); a directory that model.save"
-    ):
+def test_nothing_there(tmp_path, full_model):
+    with pytest.raises(FormatError, match=r"no: there is no such directory; that of a model was expected"):
         sd.load(tmp_path / "no")
-    with pytest.raises(FormatError, match=r"there is no model.json \(it holds \[\]\)"):
+    with pytest.raises(FormatError, match=r"there is neither model.json .* nor model.pt .* \(it holds \[\]\)"):
         sd.load(tmp_path)
     (tmp_path / "cells.h5ad").touch()
     with pytest.raises(FormatError, match=r"it holds \['cells.h5ad'\]"):
         sd.load(tmp_path)
-    with pytest.raises(FormatError, match=r"cells.h5ad: there is no model.json \(it is a file\)"):
+    with pytest.raises(FormatError, match=r"no lin_model.pt \(it holds"):
+        sd.load(tmp_path, prefix="lin_")
+    with pytest.raises(FormatError, match=r"cells.h5ad: it is a file, and no model"):
         sd.load(tmp_path / "cells.h5ad")
+    full_model.save(tmp_path / "mine")
+    with pytest.raises(FormatError, match=r"pass one of its folders that do \['mine'\]"):
+        sd.load(tmp_path)
+    with pytest.raises(FormatError, match=r"it is one file of a model; pass the directory that it is in: .*mine$"):
+        sd.load(tmp_path / "mine" / "model.json")
+    with pytest.raises(FormatError, match=r"https://x.org/m: a URL came; download the directory first"):
+        sd.load("https://x.org/m")
+    with pytest.raises(InputError, match="path: NoneType came"):
+        sd.load(None)
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model_params.pt"])
@@ -248,7 +258,7 @@ def test_a_model_of_another_program_is_read_by_its_own_reader(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR.")
     with pytest.raises(FormatError, match=name):
         sd.load(tmp_path)
-    with pytest.raises(FormatError, match=r"there is no model.json \(it holds "):
+    with pytest.raises(FormatError, match=r"there is no model.json; a directory"):
         native.read(tmp_path)
 
 

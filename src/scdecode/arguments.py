@@ -203,9 +203,9 @@ def train_options(
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     plan = {**_mapping("plan_config", plan_config), **_mapping("plan_kwargs", plan_kwargs)}
     splitter, trainer = _mapping("datasplitter_kwargs", datasplitter_kwargs), _mapping("trainer_config", trainer_config)
-    for name in ("max_epochs", "accelerator", "devices"):
+    for name, default in (("max_epochs", 400), ("accelerator", "auto"), ("devices", "auto")):
         value = trainer.pop(name, None)  # scvi-tools' TrainerConfig always has them, and there, too, train's own count
-        if value is not None and isinstance(trainer_config, Mapping):
+        if value not in (None, default) and isinstance(trainer_config, Mapping):
             raise InputError(f"train: {name}={value!r} came in trainer_config; pass it to train itself: {name}=...")
     bars = [values.pop("enable_progress_bar") for values in (trainer, given) if "enable_progress_bar" in values]
     options: dict[str, Any] = {}

@@ -153,9 +153,8 @@ def load(
         if model._reference is None or model._reference.codes_rc is None:
             model.schema = knowing(model.schema, model._cells)
             model._reference, model._support = None, None
-            model._split = Split(
-                np.arange(len(model._cells)), *2 * [np.zeros(0, dtype=np.int64)]
-            )  # the reference is made when it is first needed
+            none = np.zeros(0, dtype=np.int64)
+            model._split = Split(np.arange(len(model._cells)), none, none)  # the reference is made when it is needed
     return model
 
 

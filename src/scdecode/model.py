@@ -138,7 +138,8 @@ class SCVI:
         self.train_config: TrainConfig | None = None
         self._cells = None
         self._adata = None
-        self._start: str | None = None  # of the weights before any training, for checkpoints
+        self._start: str | None = None  # of the weights before any training here, for checkpoints
+        self._n_before = 0  # epochs that they had been trained for
         self._reference: Reference | None = None
         self._split: Split | None = None
         self._trained = False
@@ -298,7 +299,8 @@ class SCVI:
             **options,
         )
         config = configs.from_dict(TrainConfig, fields)
-        self._start = self._start or digest_of(self._network())
+        if self._start is None:
+            self._start, self._n_before = digest_of(self._network()), len(self._history)
         there = choose_device(arguments.device_name(accelerator, devices, device))
         with training_progress(enabled=progress and bar) as show:
 
@@ -324,7 +326,8 @@ class SCVI:
     def _adopt(self, result: History, config: TrainConfig) -> None:
         """Take over how a training went, with new reference latents; however it ended, the weights are new."""
         assert self._cells is not None, "only a model with cells is trained"
-        before = self._history.iloc[: 0 if result.resumed else None]  # a resumed training tells of its first epochs too
+        # a resumed training tells of its first epochs too
+        before = self._history.iloc[: self._n_before if result.resumed else None]
         self.train_config = config
         self.schema = knowing(self.schema, self._cells)  # they may be others than those of an earlier training
         if self._origin is not None:

@@ -128,7 +128,7 @@ def fit(
     n_epochs = config.epochs(len(cells))
     identity: dict[str, Any] = {}
     if checkpoint is not None:
-        identity = {"crc32 of the first weights": start or digest_of(network), **_identity(network, cells, config)}
+        identity = {**_identity(network, cells, config), "crc32 of the first weights": start or digest_of(network)}
     run, whole = _Run(), _snapshot(network)
     ending, resumed = "failed", False  # until it is known otherwise
     try:

@@ -172,14 +172,15 @@ CASES = {
     "size_factor": Case({**BATCH, "size_factor_key": "factor"}, {"gene_likelihood": "poisson"}),
     "learned": Case(
         {"batch_key": "run"},
-        {"use_observed_lib_size": False, "latent_distribution": "ln", },
+        {
+            "use_observed_lib_size": False,
+            "latent_distribution": "ln",
+        },
     ),
     "gene_cell": Case(BATCH, {"dispersion": "gene-cell", "n_layers": 2, "deeply_inject_covariates": False}),
     "linear": Case(BATCH, kind="LinearSCVI"),
     "scanvi": Case({**BATCH, **LABELS, "continuous_covariate_keys": ["age"]}, kind="SCANVI"),
-    "scanvi_all_labelled": Case(
-        {**BATCH, "labels_key": "cell_type", "unlabeled_category": "nobody"}, kind="SCANVI"
-    ),
+    "scanvi_all_labelled": Case({**BATCH, "labels_key": "cell_type", "unlabeled_category": "nobody"}, kind="SCANVI"),
     "scanvi_from_scvi": Case(
         {**BATCH, "labels_key": "cell_type"},
         {"gene_likelihood": "nb"},
@@ -255,9 +256,7 @@ def fit(model: Any) -> None:
     """Four epochs."""
     if VERSION < (0, 9):  # a loop of its own, before lightning
         epochs = "n_epochs_unsupervised" in inspect.signature(model.train).parameters
-        how: dict[str, Any] = (
-            {"n_epochs_unsupervised": 4, "n_epochs_semisupervised": 2} if epochs else {"n_epochs": 4}
-        )
+        how: dict[str, Any] = {"n_epochs_unsupervised": 4, "n_epochs_semisupervised": 2} if epochs else {"n_epochs": 4}
         model.train(train_size=1.0, frequency=1, lr=0.02, **how)
         return
     lr = {} if type(model).__name__ == "SCANVI" and VERSION < (0, 10) else {"plan_kwargs": {"lr": 0.02}}
@@ -275,11 +274,7 @@ def module(model: Any) -> Any:
 
 def tensors_of(model: Any, rows: Any) -> dict[str, Any]:
     """Cells as the data loader gives them, by today's names."""
-    loader = next(
-        getattr(model, name)
-        for name in ("_make_data_loader", "_make_scvi_dl")
-        if hasattr(model, name)
-    )
+    loader = next(getattr(model, name) for name in ("_make_data_loader", "_make_scvi_dl") if hasattr(model, name))
     adata = model._validate_anndata(None)
     (tensors,) = loader(adata, indices=rows, batch_size=len(rows))
     names = {"batch_indices": "batch", "cat_covs": "extra_categorical_covs", "cont_covs": "extra_continuous_covs"}
@@ -463,7 +458,7 @@ def run_here(out: Path, *, everything: bool) -> None:
         path = out / f"{scvi.__version__}-{name}"
         if not everything and name not in KEPT.get(scvi.__version__, ()):
             continue
-        if VERSION < SINCE.get(name, VERSION):
+        if SINCE.get(name, VERSION) > VERSION:
             continue
         if path.exists():
             shutil.rmtree(path)
