@@ -41,6 +41,9 @@ class Captured:
     args: tuple[Any, ...] | None = None
     state: Any = None
 
+    def __repr__(self) -> str:
+        return self.name
+
 
 class Storage:
     """What a persistent id may stand for: the memory of tensors. ``archives.py`` has the one that is real."""

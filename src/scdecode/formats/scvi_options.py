@@ -15,7 +15,6 @@ from torch import Tensor
 
 from scdecode.config import ClassifierConfig, ModelConfig
 from scdecode.errors import ConfigError, CorruptModelError, ForeignModelError, listing
-from scdecode.formats.pickles import Captured
 from scdecode.schema import Schema
 
 CLASSES = ("SCVI", "LinearSCVI", "SCANVI")
@@ -170,8 +169,10 @@ def _check_offered(said: Mapping[str, Any], place: str) -> None:
 
 
 def _short(value: Any) -> str:
-    """A value of a stranger's file in a message: its beginning, or its name."""
-    return value.name if isinstance(value, Captured) else reprlib.repr(value)
+    """A value of a stranger's file in a message: its beginning."""
+    words = reprlib.Repr()
+    words.maxother = 100
+    return words.repr(value)
 
 
 def _is_old_library(key: str, value: Any) -> bool:

@@ -126,7 +126,7 @@ def read_schema(
         labels=labels,
         categorical=tuple(categorical),
         continuous=continuous,
-        n_cells=int(n_cells) if isinstance(n_cells, int) and n_cells >= 0 else None,
+        n_cells=n_cells if type(n_cells) is int and 0 <= n_cells < 2**53 else None,
     )
 
 

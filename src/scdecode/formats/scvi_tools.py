@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from scdecode.config import ModelConfig
 from scdecode.devices import seeded
 from scdecode.errors import (
     ConditionWarning,
@@ -38,7 +39,18 @@ from scdecode.formats.frames import history_of
 from scdecode.formats.scvi_names import CLASSIFICATION, to_ours, to_theirs
 from scdecode.formats.scvi_options import CLASSES, class_of, flattened, init_params, read_options
 from scdecode.formats.scvi_setup import read_schema, registry_of, write_registry
-from scdecode.formats.stored import Origin, StoredModel, build_vae, filled_classification, filled_vae
+from scdecode.formats.stored import (
+    Origin,
+    StoredModel,
+    build_vae,
+    filled_classification,
+    filled_vae,
+    is_finite,
+    kind_of,
+    unfilled_vae,
+)
+from scdecode.schema import Schema
+from scdecode.vae import VAE
 
 _MODEL, _WEIGHTS, _ATTRIBUTES, _GENES = "model.pt", "model_params.pt", "attr.pkl", "var_names.csv"
 
@@ -128,10 +140,12 @@ def _stored(files: _Files) -> StoredModel:
     schema = read_schema(registry, files.var_names, len(weights[f"{head}.weight"]), weights, files.place)
     options = flattened(said)
     config, classifier = read_options(class_name, options, weights, schema, files.place)
-    if options.get("use_observed_lib_size") is False and not (config.learns_library or config.use_size_factor):
+    learned = not options.get("use_observed_lib_size", class_name != "LinearSCVI")  # which does so by default
+    if learned and not (config.learns_library or config.use_size_factor):
         warn(
             f"{files.place}: it learned the library size, and this early version of scvi-tools did not keep the prior; "
-            "the total counts are taken instead, which matters to the ELBO alone",
+            "the total counts are taken instead, which matters to the ELBO and to latent library sizes, and not to "
+            "what is decoded with a library size that you give",
             ConditionWarning,
         )
     try:
@@ -146,6 +160,7 @@ def _stored(files: _Files) -> StoredModel:
     fits = "the names and options beside it"
     own = {key: value for key, value in ours.items() if not key.startswith(CLASSIFICATION)}
     vae = filled_vae(config, schema, own, files.place, fits)
+    _check_kept(kept, config, schema, files.place)
     classification = None
     if classifier is not None:
         others = {key.removeprefix(CLASSIFICATION): value for key, value in ours.items() if key not in own}
@@ -305,8 +320,23 @@ def weights_of(model: StoredModel) -> dict[str, Tensor]:
 
 def _library_encoder(model: StoredModel) -> dict[str, Tensor]:
     """An encoder of the library size, which scvi-tools has in every model and uses in those that learn it."""
-    learning = dataclasses.replace(model.config, use_observed_lib_size=False, use_size_factor=False)
     with seeded(0, torch.device("cpu")):
-        weights = build_vae(learning, model.schema).state_dict()
-    named = {name: tensor for name, tensor in weights.items() if name.startswith("library_encoder.")}
-    return to_theirs(named, {}, learning)
+        return _of_the_library(build_vae(_learning(model.config), model.schema), model.config)
+
+
+def _learning(config: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(config, use_observed_lib_size=False, use_size_factor=False)
+
+
+def _of_the_library(vae: VAE, config: ModelConfig) -> dict[str, Tensor]:
+    """The weights of the encoder of the library size, under scvi-tools' names."""
+    named = {name: tensor for name, tensor in vae.state_dict().items() if name.startswith("library_encoder.")}
+    return to_theirs(named, {}, _learning(config))
+
+
+def _check_kept(kept: Mapping[str, Tensor], config: ModelConfig, schema: Schema, place: str) -> None:
+    """Raise :class:`CorruptModelError` for weights without a use here that scvi-tools would not take back."""
+    expected = _of_the_library(unfilled_vae(_learning(config), schema), config) if kept else {}
+    for name, tensor in kept.items():
+        if name not in expected or tensor.shape != expected[name].shape or not is_finite(tensor):
+            raise CorruptModelError(f"{place}: {name} is {kind_of(tensor)}, which does not fit the others, or has NaN")

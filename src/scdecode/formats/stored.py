@@ -74,6 +74,12 @@ class _Unfilled(TorchFunctionMode):
 _RANDOM = (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, Tensor.uniform_, Tensor.normal_)
 
 
+def unfilled_vae(config: ModelConfig, schema: Schema) -> VAE:
+    """The network with weights of no meaning, for their names and shapes."""
+    with _Unfilled():
+        return build_vae(config, schema)
+
+
 def filled_vae(config: ModelConfig, schema: Schema, weights: Mapping[str, Tensor], place: str, fits: str) -> VAE:
     """The network with these weights, in evaluation mode.
 
@@ -93,8 +99,7 @@ def filled_vae(config: ModelConfig, schema: Schema, weights: Mapping[str, Tensor
     """
     try:
         _check_sizes(config, schema, weights)
-        with _Unfilled():
-            vae = build_vae(config, schema)
+        vae = unfilled_vae(config, schema)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes that no network has
         raise CorruptModelError(f"{place}: it does not fit {fits} ({error}); copy both again") from error
     fill(vae, weights, place, fits)
@@ -138,14 +143,14 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], place: str, fits: str
         if name in found and found[name] != kind
     ]
     same = [name for name in expected if expected[name] == found.get(name)]
-    problems += [f"{name} has NaN or infinite values" for name in same if not _is_finite(weights[name])]
+    problems += [f"{name} has NaN or infinite values" for name in same if not is_finite(weights[name])]
     if problems:
         raise CorruptModelError(f"{place}: it does not fit {fits}: {'; '.join(problems[:5])}")
     module.load_state_dict(dict(weights), assign=True)
     module.eval().requires_grad_(False)
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     """Whether all numbers are finite: a NaN is both extremes, and they take no memory, as a mask would."""
     if not tensor.numel():
         return True
