@@ -51,7 +51,8 @@ def test_written_and_read(tmp_path):
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, unbroken):
     code = """
-import os, sys
+import os, sys, torch
+torch.set_num_threads(1)  # as in conftest.py: another number rounds otherwise
 sys.path.insert(0, sys.argv[1])
 from test_checkpoints import train, untrained
 train(untrained(), 6, checkpoint=sys.argv[2], on_epoch=lambda done, total, row: os._exit(9) if done == 3 else None)

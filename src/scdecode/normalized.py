@@ -339,6 +339,9 @@ def posterior_predictive_sample(
             drawn = (total / len(batches)).permute(1, 2, 0) if n_samples > 1 else total[0] / len(batches)
             parts.append(sparse.GCXS.from_numpy(drawn.cpu().numpy()))
             add(tile.stop - tile.start)
+    if not parts:  # no cell was chosen
+        n_columns = n_genes if kept is None else len(kept)
+        return sparse.GCXS.from_numpy(np.zeros((0, n_columns) if n_samples == 1 else (0, n_columns, n_samples), "f4"))
     return sparse.concatenate(parts, axis=0)
 
 
