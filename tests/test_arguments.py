@@ -277,3 +277,44 @@ def test_what_a_model_has_not_says_what_to_do(model):
     assert not hasattr(model, "module")
     assert pickle.loads(pickle.dumps(model.config)) == model.config
     assert copy.copy(model).schema is model.schema  # which asks a model without attributes for __setstate__
+
+
+def test_what_is_passed_by_itself_goes_first_at_its_default_too():
+    options, _ = train_options(plan_kwargs={"lr": 5e-3, "eps": 0.02}, lr=1e-3)
+    assert (options["lr"], options["eps"]) == (1e-3, 0.02)
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_epochs", 7), ("accelerator", "gpu"), ("devices", 4)])
+def test_what_belongs_to_train_itself(name, value):
+    with pytest.raises(InputError, match=f"{name}={value!r} came in trainer_config; pass it to train itself"):
+        train_options(trainer_config={name: value})
+
+
+def test_an_argument_of_earlier_versions():
+    with pytest.raises(ConfigError, match="no option 'use_gpu'; pass accelerator='gpu' or 'cpu'"):
+        train_options(use_gpu=True)
+
+
+def test_the_class_is_named(adata):
+    sd.LinearSCVI.setup_anndata(adata, batch_key="batch")
+    with pytest.raises(ConfigError, match="LinearSCVI: there is no option 'n_hiden'"):
+        sd.LinearSCVI(adata, n_hiden=3)
+    with pytest.raises(ConfigError, match="batch_embedding_dim: 4 came, but a linear decoder"):
+        sd.LinearSCVI(adata, batch_embedding_kwargs={"embedding_dim": 4})
+
+
+@pytest.mark.parametrize(
+    ("argument", "meant"),
+    [
+        ({"transform_batch": "batch_1"}, "did you mean batch="),
+        ({"gene_list": ["gene_1"]}, "did you mean genes="),
+        ({"lib_size": 3}, r"\?|$"),
+        ({"librarysize": 3}, "did you mean 'library_size'"),
+    ],
+)
+def test_words_of_scvi_tools_in_decode(model, argument, meant):
+    z = model.get_latent_representation()[:2]
+    with pytest.raises(InputError, match=rf"decode: there is no argument '{next(iter(argument))}'.*{meant}"):
+        model.decode(z, **argument)
+    with pytest.raises(InputError, match="'latent' is for get_normalized_expression"):
+        model.decode(z, library_size="latent")

@@ -730,3 +730,15 @@ def test_numbers_that_nobody_can_average():
         resolve(schema, 2, batch="a")
     resolve(schema, 2, batch="a", categorical={"sex": "m"}, continuous={"age": 3.0})
     resolve(schema, 2, batch="a", categorical={"sex": "m"}, continuous={"age": np.array([3.0, 4.0])})
+
+
+def test_more_combinations_than_numpy_counts():
+    names = tuple(f"l{i}" for i in range(100))
+    categorical = tuple(Category(f"c{i}", names) for i in range(12))
+    keys = tuple(c.key for c in categorical)
+    schema = Schema(("g",), Columns(categorical_covariate_keys=keys), None, None, categorical, ())
+    with pytest.warns(ConditionWarning, match="plain average over 100 of the"):
+        resolved = resolve(schema, 1)
+    assert resolved.codes_gmc.shape == (1, 100, 14)
+    assert len(np.unique(resolved.codes_gmc[0], axis=0)) == 100
+    assert 30 < resolved.codes_gmc[0, :, 1:-1].mean() < 70

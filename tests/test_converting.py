@@ -82,3 +82,17 @@ def test_a_difference_is_an_error(value):
     table = pd.DataFrame({"largest difference": {"scale": TOLERANCE / 2, "rate": value}})
     with pytest.raises(FormatError, match=r"place: .* rate differs by up to"):
         check(table, "place")
+
+
+def test_a_reference_has_no_place_in_the_other_format(model, adata, tmp_path):
+    model.save(tmp_path / "ours")
+    with pytest.raises(InputError, match="scvi-tools' files have no place for them"):
+        sd.convert(tmp_path / "ours", tmp_path / "theirs", to="scvi-tools", reference=adata)
+    assert not (tmp_path / "theirs").exists()
+
+
+@pytest.mark.parametrize("to", ["scdecode", "scvi-tools"])
+def test_an_empty_folder_is_taken(tmp_path, to):
+    (tmp_path / "empty").mkdir()
+    sd.convert(SAVED / "scvi", tmp_path / "empty", to=to)
+    assert str(sd.load(tmp_path / "empty")) == str(sd.load(SAVED / "scvi"))
