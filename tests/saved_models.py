@@ -1,6 +1,6 @@
 """The directories that scvi-tools saved, with what it computed; and directories that differ from them in one thing.
 
-``tests/golden/make_saved.py`` made them.
+``tests/golden/make_saved.py`` made them, and ``make_versions.py`` those of other versions than 1.4.
 """
 
 import json
@@ -20,6 +20,7 @@ import scdecode as sd
 
 SAVED = GOLDEN / "saved"
 NAMES = sorted(path.name for path in SAVED.iterdir()) if SAVED.is_dir() else []
+OTHER_VERSIONS = GOLDEN / "saved_versions"
 PLAIN = ("scvi", "scvi_no_batch")
 
 
@@ -93,12 +94,12 @@ class Saved:
         return adata
 
 
-def read_saved(name: str) -> Saved:
+def read_saved(name: str, folder: Path = SAVED) -> Saved:
     """Read what stands beside a saved model."""
-    with safe_open(SAVED / name / "expected.safetensors", framework="pt") as file:
+    with safe_open(folder / name / "expected.safetensors", framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         said = json.loads(file.metadata()["said"])
-    return Saved(SAVED / name, said, tensors)
+    return Saved(folder / name, said, tensors)
 
 
 def content_of(name: str) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class Anything:
 class Absent(types.ModuleType):
     """A module that is not installed."""
 
-    __path__: list[str] = []
+    __path__: tuple[str, ...] = ()
     __version__ = "0"
     dataclass = staticmethod(dataclasses.dataclass)  # flax and chex lend theirs to the losses of torch modules
 
@@ -223,7 +223,7 @@ BEFORE_TORCH_1_6 = {"0.8.1-scanvi"}
 
 
 def set_up(case: Case, cells: Any, first: Any) -> dict[str, Any]:
-    """Register the columns as this version does it, and give the arguments of the constructor that were not yet said."""
+    """Register the columns as this version does it; gives the arguments that the constructor then still needs."""
     setup = dict(case.setup)
     if VERSION < (0, 9):  # it stops at any
         setup.pop("continuous_covariate_keys", None)
@@ -231,10 +231,8 @@ def set_up(case: Case, cells: Any, first: Any) -> dict[str, Any]:
         unlabeled = setup.pop("unlabeled_category", None)
         scvi.data.setup_anndata(cells, **setup)
         return {} if unlabeled is None else {"unlabeled_category": unlabeled}
-    known = inspect.signature(first.setup_anndata).parameters
-    for name in [name for name in COVARIATES if name not in known]:
-        setup.pop(name, None)
-    unlabeled = None if "unlabeled_category" in known else setup.pop("unlabeled_category", None)
+    registers = "unlabeled_category" in inspect.signature(first.setup_anndata).parameters
+    unlabeled = None if registers else setup.pop("unlabeled_category", None)
     first.setup_anndata(cells, **setup)
     return {} if unlabeled is None else {"unlabeled_category": unlabeled}
 
@@ -292,7 +290,7 @@ def describe(case: Case, model: Any, cells: Any) -> dict[str, Any]:
     """Say by name what the model is."""
     everything = tensors_of(model, np.arange(cells.n_obs))
     setup = dict(case.setup) | (case.from_scvi or {})
-    if case.kind == "LinearSCVI" or VERSION < (0, 9):  # registered or not, its network has no place for them
+    if VERSION < (0, 9):  # registered or not, its network has no place for them
         for name in COVARIATES:
             setup.pop(name, None)
     keys = setup.get("categorical_covariate_keys", [])
@@ -344,7 +342,7 @@ def decoded(said: dict[str, Any], model: Any, given: dict[str, torch.Tensor]) ->
         full = codes.expand(N_DECODED, -1)
         rate, theta, scale, logits = parameters(said, model, given, full, continuous.expand(N_DECODED, -1))
         likelihood = module(model).gene_likelihood
-        # the mean of old versions leaves out the zero inflation; what is meant is the expected count
+        # early networks give parameters and no distribution, so that the mean is made here
         quantities = {"scale": scale, "rate": rate, "mean": rate}
         if likelihood == "zinb":
             quantities["pi"] = logits.sigmoid()
@@ -482,14 +480,17 @@ def main() -> None:
     """Make the directories of every version, each in a process of its own."""
     parser = argparse.ArgumentParser(description="Train and save small models with other versions of scvi-tools.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "saved_versions", help="where to write")
-    parser.add_argument("--packages", type=Path, help="where to install; what is there already is taken")
-    parser.add_argument("--versions", nargs="*", default=list(VERSIONS), help="instead of all of them")
+    parser.add_argument(
+        "--packages", type=Path, default=Path("/tmp/packages"), help="where to install; what is there already is taken"
+    )
+    parser.add_argument("--versions", nargs="*", help="instead of all of them")
     parser.add_argument("--all", action="store_true", help="every case, not only those that are golden files")
     parser.add_argument("--here", action="store_true", help="run in the version that can be imported")
     arguments = parser.parse_args()
     if arguments.here:
-        return run_here(arguments.out, everything=arguments.all)
-    for version in arguments.versions:
+        run_here(arguments.out, everything=arguments.all)
+        return
+    for version in arguments.versions or (VERSIONS if arguments.all else KEPT):
         folders = [install(arguments.packages / f"scvi-{version}", f"scvi-tools=={version}")]
         folders += [install(arguments.packages / name, PACKAGES[name]) for name in VERSIONS[version]]
         command = [sys.executable, __file__, "--here", "--out", str(arguments.out), *["--all"] * arguments.all]
