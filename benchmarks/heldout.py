@@ -2,7 +2,7 @@
 
 The cells are shuffled, then split unshuffled, so that both packages validate on the same cells, the first tenth, and
 train on the others. Both models are evaluated by one piece of code, ``evidence``: scvi-tools' weights are copied into
-our network (``tests/golden_models.py`` has the table of names), which ``tests/peer`` proves equal to its own.
+our network (``scdecode.formats.scvi_names`` has the table of names), which ``tests/peer`` proves equal to its own.
 
     benchmarks/heldout.py                          # all: worm and kang, nb and zinb, three seeds; half an hour
     benchmarks/heldout.py --cells kang --likelihoods nb --seeds 5

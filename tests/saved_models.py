@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ import scdecode as sd
 
 SAVED = GOLDEN / "saved"
 NAMES = sorted(path.name for path in SAVED.iterdir()) if SAVED.is_dir() else []
-OTHER_VERSIONS = GOLDEN / "saved_versions"
+OTHER_VERSIONS = Path(os.environ.get("SCDECODE_VERSIONS", GOLDEN / "saved_versions"))
+"""Or all that ``make_versions.py --all --out FOLDER`` makes, where the environment says so."""
+
 PLAIN = ("scvi", "scvi_no_batch")
 
 

@@ -2,6 +2,8 @@
 
 import pickle
 import struct
+import warnings
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,14 @@ import torch
 from golden_models import GOLDEN
 
 import scdecode as sd
-from scdecode.errors import CorruptModelError, ForeignModelError, FormatError, ScdecodeError
+from scdecode.errors import (
+    ConditionWarning,
+    CorruptModelError,
+    ForeignModelError,
+    FormatError,
+    ScdecodeError,
+    ScdecodeWarning,
+)
 from scdecode.formats.pickles import read_only_pickle
 
 SAVED = GOLDEN / "saved" / "scvi"
@@ -142,3 +151,47 @@ def test_trained_further_by_scvi_tools(tmp_path):
         content["attr_dict"]["train_indices_"] = np.arange(10)
 
     assert sd.load(edited(tmp_path, change)).info()["trained_by"].startswith("scdecode 0.1.0, then scvi-tools 1.")
+
+
+def test_labels_without_names_are_numbered(tmp_path):
+    def change(content):
+        del content["attr_dict"]["registry_"]["field_registries"]["labels"]
+
+    source = GOLDEN / "saved" / "scvi_everything" / "model.pt"
+    content = torch.load(source, weights_only=False)  # our own file, with dispersion gene-label
+    change(content)
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.warns(ConditionWarning, match=r"does not name the \d levels of 'labels'; they are called '0' to"):
+        model = sd.load(tmp_path)
+    named = sd.load(source.parent)
+    assert model.schema.labels.names == tuple(str(i) for i in range(named.schema.n_labels))
+    assert torch.equal(model.vae.log_theta, named.vae.log_theta)
+
+
+def text_changed(data, rng):
+    """The pickle of an archive with some bytes changed; the checksums fit."""
+    data = bytearray(data)
+    for at in rng.integers(0, len(data), rng.integers(1, 4)):
+        data[at] = rng.integers(0, 256) if rng.random() < 0.5 else ord(rng.choice(list("0123456789aznTrue.")))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("name", ["scvi", "scvi_everything", "scanvi", "linear_scvi"])
+def test_whole_models_whose_pickles_are_mutated(tmp_path, name):
+    """Whatever stands where an option, a name, a level, a shape or a history was: an error of ours, or a model."""
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(GOLDEN / "saved" / name / "model.pt") as archive:
+        entries = {entry: archive.read(entry) for entry in archive.namelist()}
+    outcomes = []
+    for _ in range(500):
+        with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+            for entry, data in entries.items():
+                archive.writestr(entry, text_changed(data, rng) if entry.endswith("data.pkl") else data)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ScdecodeWarning)
+                repr(sd.load(tmp_path).info())
+            outcomes.append("opened")
+        except ScdecodeError as error:
+            outcomes.append(type(error).__name__)
+    assert {"opened", "CorruptModelError"} <= set(outcomes)

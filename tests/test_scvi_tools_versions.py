@@ -17,7 +17,12 @@ from scdecode.formats import scvi_tools
 from scdecode.formats.stored import Origin
 
 NAMES = sorted(path.name for path in OTHER_VERSIONS.iterdir()) if OTHER_VERSIONS.is_dir() else []
-LOST_LIBRARY = ("0.10.1-linear", "0.12.2-learned")  # its prior stood with the cells then, and so not in the files
+# until 0.14 the prior of a learned library stood with the cells, and so not in the files
+LOST_LIBRARY = [
+    name
+    for name in NAMES
+    if name.endswith(("-linear", "-learned")) and tuple(map(int, name.split("-")[0].split(".")[:2])) < (0, 14)
+]
 COLUMNS = ("layer", "batch_key", "labels_key", "size_factor_key", "unlabeled_category")
 
 

@@ -340,8 +340,7 @@ def posterior_predictive_sample(
             parts.append(sparse.GCXS.from_numpy(drawn.cpu().numpy()))
             add(tile.stop - tile.start)
     if not parts:  # no cell was chosen
-        n_columns = n_genes if kept is None else len(kept)
-        return sparse.GCXS.from_numpy(np.zeros((0, n_columns) if n_samples == 1 else (0, n_columns, n_samples), "f4"))
+        return sparse.GCXS.from_numpy(np.zeros((0, n_genes) if n_samples == 1 else (0, n_genes, n_samples), "f4"))
     return sparse.concatenate(parts, axis=0)
 
 

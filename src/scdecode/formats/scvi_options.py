@@ -40,7 +40,7 @@ _LAYER = "{}.fc_layers.Layer {}.{}.weight"
 
 def class_of(weights: Mapping[str, Tensor]) -> str | None:
     """The class of model that has such weights; None where it is none that can be opened."""
-    if "z_encoder.mean_encoder.weight" not in weights:
+    if not {"z_encoder.mean_encoder.weight", _LAYER.format("z_encoder.encoder", 0, 0)} <= weights.keys():
         return None
     if "decoder.factor_regressor.fc_layers.Layer 0.0.weight" in weights:
         return "LinearSCVI"
@@ -154,6 +154,13 @@ def count_batches(weights: Mapping[str, Tensor], n_levels: Sequence[int], n_cont
             n_columns = first.shape[1] - mean.shape[0] - n_continuous - sum(n for n in n_levels if n > 1)
             return max(n_columns, 1)
     return None
+
+
+def count_labels(weights: Mapping[str, Tensor], dispersion: Any) -> int | None:
+    """As many labels as there are dispersions of a gene, where ``init_params_`` says that they are those of labels."""
+    px_r = weights.get("px_r")
+    of_labels = isinstance(dispersion, str) and dispersion == "gene-label"
+    return px_r.shape[1] if of_labels and px_r is not None and px_r.dim() == 2 else None
 
 
 def _check_offered(said: Mapping[str, Any], place: str) -> None:

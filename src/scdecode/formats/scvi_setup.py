@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from scdecode.errors import ConditionWarning, CorruptModelError, listing, warn
-from scdecode.formats.scvi_options import class_of, count_batches
+from scdecode.formats.scvi_options import class_of, count_batches, count_labels
 from scdecode.schema import Category, Columns, LevelKind, Schema
 
 _BATCH, _LABELS = "_scvi_batch", "_scvi_labels"
@@ -62,7 +62,12 @@ def _modern(old: Mapping[str, Any], unlabeled: Any) -> dict[str, Any]:
 
 
 def read_schema(
-    registry: Mapping[str, Any], var_names: Any, n_genes: int, weights: Mapping[str, Tensor], place: str
+    registry: Mapping[str, Any],
+    var_names: Any,
+    n_genes: int,
+    weights: Mapping[str, Tensor],
+    dispersion: Any,
+    place: str,
 ) -> Schema:
     """The names that a model was set up with.
 
@@ -76,6 +81,8 @@ def read_schema(
         As many as the weights have.
     weights
         Under scvi-tools' names; they have the last word on how many levels there are.
+    dispersion
+        What ``init_params_`` says of it.
     place
         The file, for errors.
 
@@ -90,7 +97,6 @@ def read_schema(
     def state(name: str) -> Mapping[str, Any]:
         return _mapping(_mapping(fields.get(name)).get("state_registry"))
 
-    labels = _category(state("labels"), _LABELS, None, place)
     extra = state("extra_categorical_covs")
     levels = _mapping(extra.get("mappings"))
     keys = [str(key) for key in _list(extra.get("field_keys"))] or [str(key) for key in levels]
@@ -102,6 +108,7 @@ def read_schema(
     continuous = tuple(str(name) for name in _list(state("extra_continuous_covs").get("columns")))
     n_batches = count_batches(weights, [len(c.names) for c in categorical], len(continuous))
     batch = _category(state("batch"), _BATCH, n_batches, place)
+    labels = _category(state("labels"), _LABELS, count_labels(weights, dispersion), place)
     x = _mapping(_mapping(fields.get("X")).get("data_registry"))
     size_factor = _size_factor(_mapping(fields.get("size_factor")), setup)
     unlabeled = None  # of SCANVI alone; a registry of a datamodule names one for every class

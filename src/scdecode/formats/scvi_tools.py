@@ -137,8 +137,9 @@ def _stored(files: _Files) -> StoredModel:
     head = (
         "decoder.factor_regressor.fc_layers.Layer 0.0" if class_name == "LinearSCVI" else "decoder.px_scale_decoder.0"
     )
-    schema = read_schema(registry, files.var_names, len(weights[f"{head}.weight"]), weights, files.place)
     options = flattened(said)
+    n_genes = len(weights[f"{head}.weight"])
+    schema = read_schema(registry, files.var_names, n_genes, weights, options.get("dispersion"), files.place)
     config, classifier = read_options(class_name, options, weights, schema, files.place)
     learned = not options.get("use_observed_lib_size", class_name != "LinearSCVI")  # which does so by default
     if learned and not (config.learns_library or config.use_size_factor):
