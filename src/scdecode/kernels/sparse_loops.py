@@ -1,0 +1,96 @@
+"""Rows of a CSR matrix gathered, turned round, and multiplied with a dense matrix: the loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+ROWS = 8
+"""Cells in a block of the product."""
+GENES = 64
+"""Genes in a block of the gradient."""
+
+_LOG1P = np.log1p(np.arange(256, dtype=np.float64)).astype(np.float32)  # most counts are small whole numbers
+_loop = njit(cache=True, fastmath={"contract"}, error_model="numpy", nogil=True)
+
+
+@_loop
+def gather_rows(  # type: ignore[no-untyped-def]
+    rows, all_indptr, all_indices, all_values, indptr, indices, values, logs
+):
+    """Copy rows of a CSR matrix, and log1p of its values beside them."""
+    at = 0
+    indptr[0] = 0
+    for i in range(len(rows)):
+        for k in range(all_indptr[rows[i]], all_indptr[rows[i] + 1]):
+            x = all_values[k]
+            indices[at] = all_indices[k]
+            values[at] = x
+            n = int(x) if 0.0 <= x < 256.0 else 0
+            logs[at] = _LOG1P[n] if x == n else np.float32(math.log1p(x))
+            at += 1
+        indptr[i + 1] = at
+
+
+@_loop
+def turn_round(indptr, indices, logs, gene_indptr, cells, cell_logs):  # type: ignore[no-untyped-def]
+    """The entries by gene instead of by cell: a counting sort, so that cells stay in order within a gene."""
+    g = len(gene_indptr) - 1
+    gene_indptr[:] = 0
+    n = indptr[len(indptr) - 1]
+    for k in range(n):
+        gene_indptr[indices[k] + 1] += 1
+    for j in range(g):
+        gene_indptr[j + 1] += gene_indptr[j]
+    # each gene's start moves on as its entries come, and ends where the next one's was
+    for i in range(len(indptr) - 1):
+        for k in range(indptr[i], indptr[i + 1]):
+            j = indices[k]
+            at = gene_indptr[j]
+            cells[at] = i
+            cell_logs[at] = logs[k]
+            gene_indptr[j] = at + 1
+    for j in range(g, 0, -1):
+        gene_indptr[j] = gene_indptr[j - 1]
+    gene_indptr[0] = 0
+
+
+@_loop
+def _add_multiple(target, source, factor):  # type: ignore[no-untyped-def]
+    for c in range(len(target)):
+        target[c] += factor * source[c]
+
+
+@_loop
+def _add_multiples(target, matrix, rows, factors, first, last):  # type: ignore[no-untyped-def]
+    """Add multiples of some rows of a matrix: four at once, so that the target is read and written a quarter as often."""
+    k = first
+    while k + 4 <= last:
+        a, b, c, d = factors[k], factors[k + 1], factors[k + 2], factors[k + 3]
+        row_a, row_b, row_c, row_d = matrix[rows[k]], matrix[rows[k + 1]], matrix[rows[k + 2]], matrix[rows[k + 3]]
+        for j in range(len(target)):
+            target[j] += (a * row_a[j] + b * row_b[j]) + (c * row_c[j] + d * row_d[j])
+        k += 4
+    while k < last:
+        _add_multiple(target, matrix[rows[k]], factors[k])
+        k += 1
+
+
+@_loop
+def product_blocks(first, last, indptr, indices, logs, weight_gh, bias, out_nh):  # type: ignore[no-untyped-def]
+    """Blocks of cells of ``out = X W + b``."""
+    for i in range(first * ROWS, min(last * ROWS, len(out_nh))):
+        row = out_nh[i]
+        row[:] = bias
+        _add_multiples(row, weight_gh, indices, logs, indptr[i], indptr[i + 1])
+
+
+@_loop
+def gradient_blocks(first, last, gene_indptr, cells, cell_logs, d_out_nh, d_weight_gh):  # type: ignore[no-untyped-def]
+    """Blocks of genes of ``dW = X' dout``."""
+    for j in range(first * GENES, min(last * GENES, len(d_weight_gh))):
+        row = d_weight_gh[j]
+        row[:] = np.float32(0.0)
+        _add_multiples(row, d_out_nh, cells, cell_logs, gene_indptr[j], gene_indptr[j + 1])
