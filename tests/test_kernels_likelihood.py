@@ -28,7 +28,6 @@ def reference(x, logits, log_library, log_theta, zi, kind, softmax):
 
 
 def inputs(x, kind, by_cell, logits, log_library, log_theta, zi):
-    n, g = x.shape
     theta = log_theta if by_cell else log_theta[0]
     given = [logits, log_library, None if kind == "poisson" else theta, zi if kind == "zinb" else None]
     return [None if one is None else one.float().double() for one in given]
@@ -39,7 +38,8 @@ def check(x, tensors, kind, softmax, weight=None, tolerance=1e-5):
     theirs = [None if t is None else t.clone().requires_grad_() for t in tensors]
     loss = FusedLikelihood.apply(*ours, sparse_rows(x), kind, softmax)
     expected = reference(x, *theirs, kind, softmax)
-    torch.testing.assert_close(loss.double(), expected, rtol=tolerance, atol=tolerance)
+    # the logarithm of a mean is known to some 1e-7, and a count multiplies it
+    assert ((loss - expected).abs() <= tolerance * (1 + expected.abs()) + 3e-7 * x.double().sum(1)).all()
     if weight is None:
         weight = torch.full((len(x),), 1 / len(x))
     loss.backward(weight)

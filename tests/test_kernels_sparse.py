@@ -54,7 +54,7 @@ def test_equals_the_dense_layer(n, g, h, by_gene):
     torch.testing.assert_close(weight.grad.double(), d_out.double().t() @ dense, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(bias.grad, d_out.sum(0))
     if by_gene:
-        assert weight.grad.stride() == weight.stride() == (1, h)  # laid alike, so that the optimiser takes them as they are
+        assert weight.grad.stride() == weight.stride() == (1, h)  # laid alike, as the optimiser takes them
     kept = weight.detach().clone()
     lay_plainly(weight)
     assert weight.is_contiguous() and torch.equal(weight, kept)

@@ -255,9 +255,9 @@ def gathered(monkeypatch):
     """The positions of the cells of each minibatch, as they are gathered."""
     seen, gather = [], training.gather
 
-    def look(cells, rows, device):
+    def look(cells, rows, device, *sparse):
         seen.append(np.asarray(rows))
-        return gather(cells, rows, device)
+        return gather(cells, rows, device, *sparse)
 
     monkeypatch.setattr(training, "gather", look)
     return seen

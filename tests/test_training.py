@@ -46,9 +46,9 @@ def batches(monkeypatch):
     """The positions of the cells of each minibatch, training and validation, as they are gathered."""
     seen, gather = [], training.gather
 
-    def look(cells, rows, device):
+    def look(cells, rows, device, *sparse):
         seen.append(rows)
-        return gather(cells, rows, device)
+        return gather(cells, rows, device, *sparse)
 
     monkeypatch.setattr(training, "gather", look)
     return seen
@@ -314,11 +314,11 @@ def failing_after(monkeypatch, n, error):
     """Let the ``n``-th minibatch fail."""
     gather, calls = training.gather, []
 
-    def fail(cells, rows, device):
+    def fail(cells, rows, device, *sparse):
         calls.append(rows)
         if len(calls) == n:
             raise error
-        return gather(cells, rows, device)
+        return gather(cells, rows, device, *sparse)
 
     monkeypatch.setattr(training, "gather", fail)
 

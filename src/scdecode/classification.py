@@ -24,7 +24,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import cross_entropy, log_softmax
 
 from scdecode.config import ClassifierConfig, ModelConfig
-from scdecode.minibatches import Minibatch
+from scdecode.minibatches import Minibatch, SparseMinibatch
 from scdecode.networks import MLP, Encoder
 from scdecode.vae import VAE
 
@@ -197,7 +197,7 @@ class SemiSupervised(nn.Module):
         """Number of genes."""
         return self.vae.n_genes
 
-    def elbo(self, cells: Minibatch) -> SemiSupervisedElbo:
+    def elbo(self, cells: Minibatch | SparseMinibatch) -> SemiSupervisedElbo:
         """The parts of the bound of cells, labelled or not, at one draw of z1, z2 (and l, where it is learned).
 
         With the latent distribution ``"ln"`` z1 is the softmax of the draw, and q(z1 | x) is evaluated there, as in
@@ -207,6 +207,6 @@ class SemiSupervised(nn.Module):
         latent, kl_z2, kl_y = self.classification.bound(drawn.posterior, drawn.latent)
         return SemiSupervisedElbo(drawn.loss, latent, kl_z2=kl_z2, kl_y=kl_y, kl_l=drawn.kl_l)
 
-    def answers(self, cells: Minibatch) -> Answers:
+    def answers(self, cells: Minibatch | SparseMinibatch) -> Answers:
         """What the classifier says of labelled cells, at the mean of their z1 (for ``"ln"``: before its softmax)."""
         return self.classification.answers(self.vae.encode(cells).mean, cells.codes_nc[:, -1])

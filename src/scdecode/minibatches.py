@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from scdecode.cells import Cells
 from scdecode.config import TrainConfig
 from scdecode.errors import ConfigError
+from scdecode.kernels.rows import Gatherer, SparseRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +28,19 @@ class Minibatch:
 
     def __len__(self) -> int:
         return self.x_ng.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class SparseMinibatch:
+    """Some cells on the CPU, their counts as sparse as they are kept."""
+
+    rows: SparseRows
+    codes_nc: Tensor
+    continuous_nd: Tensor
+    library_n1: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,16 +152,31 @@ def rows_of(order: np.ndarray, size: int, *, lone: bool = False) -> Iterator[np.
     yield from np.split(order, stops)
 
 
-def gather(cells: Cells, rows: np.ndarray | slice, device: torch.device) -> Minibatch:
-    """The cells at ``rows`` as tensors; the counts become dense here and not before."""
+@overload
+def gather(cells: Cells, rows: np.ndarray | slice, device: torch.device) -> Minibatch: ...
+
+
+@overload
+def gather(
+    cells: Cells, rows: np.ndarray | slice, device: torch.device, sparse: Gatherer | None
+) -> Minibatch | SparseMinibatch: ...
+
+
+def gather(
+    cells: Cells, rows: np.ndarray | slice, device: torch.device, sparse: Gatherer | None = None
+) -> Minibatch | SparseMinibatch:
+    """The cells at ``rows`` as tensors; the counts become dense here and not before, or (``sparse``) not at all."""
     library_n = cells.library_n if cells.size_factor_n is None else cells.size_factor_n
+    conditions = {
+        "codes_nc": torch.from_numpy(cells.codes_nc[rows]).to(device),
+        "continuous_nd": torch.from_numpy(cells.continuous_nd[rows]).to(device),
+        "library_n1": torch.from_numpy(library_n[rows, None]).to(device),
+    }
+    if sparse is not None:
+        assert not isinstance(rows, slice)
+        return SparseMinibatch(sparse.gather(rows), **conditions)
     some = cells.counts[rows]
     # torch aligns what it allocates, numpy does not; and matrix products of another alignment round otherwise
     x_ng = torch.empty(some.shape, dtype=torch.float32)
     some.toarray(out=x_ng.numpy())
-    return Minibatch(
-        x_ng=x_ng.to(device),
-        codes_nc=torch.from_numpy(cells.codes_nc[rows]).to(device),
-        continuous_nd=torch.from_numpy(cells.continuous_nd[rows]).to(device),
-        library_n1=torch.from_numpy(library_n[rows, None]).to(device),
-    )
+    return Minibatch(x_ng=x_ng.to(device), **conditions)

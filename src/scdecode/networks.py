@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, log_softmax, relu, softplus
 
+from scdecode.kernels.rows import SparseRows
+from scdecode.kernels.sparse_layer import sparse_linear
+
 
 class CovariateLinear(nn.Linear):
     """A linear layer of an input beside one-hot columns of categorical conditions.
@@ -32,10 +35,13 @@ class CovariateLinear(nn.Linear):
         self.n_levels = tuple(n_levels)
         super().__init__(n_in + sum(n for n in self.n_levels if n > 1), n_out, bias=bias)
 
-    def forward(self, x: Tensor, codes: Tensor | None = None) -> Tensor:
-        """Map ``x`` (..., n_in) and ``codes`` (..., n_conditions), which may have fewer or shorter leading axes."""
+    def forward(self, x: Tensor | SparseRows, codes: Tensor | None = None) -> Tensor:
+        """Map ``x`` (..., n_in) and ``codes`` (..., n_conditions), which may have fewer or shorter leading axes.
+
+        Of sparse counts, it is log1p that is mapped.
+        """
         if self.in_features == self.n_input:
-            return linear(x, self.weight, self.bias)
+            return _linear(x, self.weight, self.bias)
         assert codes is not None and codes.shape[-1] == len(self.n_levels), "one code for each condition"
         shift: Tensor | float = 0.0 if self.bias is None else self.bias
         columns = self.weight[:, self.n_input :].t()
@@ -44,7 +50,7 @@ class CovariateLinear(nn.Linear):
             if n > 1:
                 shift = shift + embedding(codes[..., j] + offset, columns)
                 offset += n
-        return linear(x, self.weight[:, : self.n_input]) + shift
+        return _linear(x, self.weight[:, : self.n_input], None) + shift
 
 
 class HiddenLayer(nn.Module):
@@ -60,15 +66,15 @@ class HiddenLayer(nn.Module):
         self.layer_norm = nn.LayerNorm(n_out, elementwise_affine=False) if layer_norm else None
         self.dropout = nn.Dropout(dropout) if dropout > 0 else None
 
-    def forward(self, x: Tensor, codes: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor | SparseRows, codes: Tensor | None) -> Tensor:
         """Map ``x`` (..., n_in) to (..., n_out)."""
-        x = self.linear(x, codes)
+        hidden: Tensor = self.linear(x, codes)
         if self.batch_norm is not None:
-            x = self.batch_norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+            hidden = self.batch_norm(hidden.reshape(-1, hidden.shape[-1])).reshape(hidden.shape)
         if self.layer_norm is not None:
-            x = self.layer_norm(x)
-        x = relu(x)
-        return x if self.dropout is None else self.dropout(x)
+            hidden = self.layer_norm(hidden)
+        hidden = relu(hidden)
+        return hidden if self.dropout is None else self.dropout(hidden)
 
 
 class MLP(nn.Module):
@@ -99,11 +105,13 @@ class MLP(nn.Module):
             for i in range(n_layers)
         )
 
-    def forward(self, x: Tensor, codes: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor | SparseRows, codes: Tensor | None = None) -> Tensor:
         """Map ``x`` (..., n_in) and ``codes`` (..., n_conditions) to (..., n_hidden)."""
-        for layer in self.layers:
-            x = layer(x, codes)
-        return x
+        first, *others = self.layers
+        hidden: Tensor = first(x, codes)
+        for layer in others:
+            hidden = layer(hidden, codes)
+        return hidden
 
 
 class Encoder(nn.Module):
@@ -115,7 +123,7 @@ class Encoder(nn.Module):
         self.mean = nn.Linear(n_hidden, n_out)
         self.log_variance = nn.Linear(n_hidden, n_out)
 
-    def forward(self, x: Tensor, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor | SparseRows, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance, each (n, n_out); the variance is at least 1e-4, which keeps the KL finite."""
         hidden = self.mlp(x, codes)
         return self.mean(hidden), self.log_variance(hidden).exp() + 1e-4
@@ -128,6 +136,16 @@ class DecoderOutput:
     log_scale: Tensor  # (..., g): log of rho
     zi_logits: Tensor | None  # (..., g): only with zero inflation
     log_theta: Tensor | None  # (..., g): only where the dispersion depends on the cell
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderLogits:
+    """The same before the scale is normalised, as a fused likelihood takes it; each ``(n, g)``."""
+
+    scale: Tensor
+    zi_logits: Tensor | None
+    log_theta: Tensor | None
+    softmax: bool  # the scale is the softmax of its logits, or else their softplus
 
 
 class Decoder(nn.Module):
@@ -165,6 +183,16 @@ class Decoder(nn.Module):
             log_scale=log_scale if genes is None else log_scale[..., genes],
             zi_logits=_head(self.zi_logits, hidden, genes) if zero_inflated else None,
             log_theta=_head(self.log_theta, hidden, genes) if cell_dispersion else None,
+        )
+
+    def logits(self, x: Tensor, codes: Tensor | None, *, zero_inflated: bool, cell_dispersion: bool) -> DecoderLogits:
+        """What :meth:`forward` makes its output of."""
+        hidden = self.mlp(x, codes)
+        return DecoderLogits(
+            self.scale(hidden),
+            self.zi_logits(hidden) if zero_inflated else None,
+            self.log_theta(hidden) if cell_dispersion else None,
+            softmax=self.softmax,
         )
 
     def scale_of(self, x: Tensor, codes: Tensor | None, *, genes: Tensor | None = None) -> Tensor:
@@ -231,10 +259,22 @@ class LinearDecoder(nn.Module):
             zi_logits = None if zi_logits is None else zi_logits[..., genes]
         return DecoderOutput(log_scale=log_scale, zi_logits=zi_logits, log_theta=None)
 
+    def logits(self, x: Tensor, codes: Tensor | None, *, zero_inflated: bool, cell_dispersion: bool) -> DecoderLogits:
+        """What :meth:`forward` makes its output of."""
+        assert not cell_dispersion, "a linear decoder has no dispersion of its own"
+        zi_logits = self.zi_logits(x, codes) if zero_inflated else None
+        return DecoderLogits(self.scale(x, codes), zi_logits, None, softmax=True)
+
     def scale_of(self, x: Tensor, codes: Tensor | None, *, genes: Tensor | None = None) -> Tensor:
         """The scale alone, as :meth:`Decoder.scale_of`."""
         scale = torch.softmax(self.scale(x, codes), dim=-1)
         return scale if genes is None else scale[..., genes]
+
+
+def _linear(x: Tensor | SparseRows, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if isinstance(x, SparseRows):
+        return sparse_linear(x, weight, bias)
+    return linear(x, weight, bias)
 
 
 def _head(head: nn.Linear, hidden: Tensor, genes: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -36,6 +37,22 @@ def counting_progress(title: str, total: int | None, *, enabled: bool) -> Iterat
             advance(done, total, "")
 
         yield add
+
+
+@contextmanager
+def notice(text: str, *, after: float = 1.0) -> Iterator[None]:
+    """Say on standard error what takes so long, where somebody looks and it takes more than ``after`` seconds."""
+    from rich.console import Console  # see below
+
+    console = Console(stderr=True)
+    timer = threading.Timer(after, console.print, [text])
+    timer.daemon = True
+    if console.is_terminal or console.is_jupyter:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

@@ -26,6 +26,9 @@ from scdecode.classification import SemiSupervised
 from scdecode.config import TrainConfig
 from scdecode.devices import seeded
 from scdecode.errors import ConfigError, OutputError, TrainingError, TrainingWarning, warn
+from scdecode.kernels import usable
+from scdecode.kernels.rows import Gatherer
+from scdecode.kernels.sparse_layer import lay_by_gene, lay_plainly
 from scdecode.minibatches import Split, gather, labelled_order, rows_of, split_cells, split_labelled
 from scdecode.vae import VAE
 
@@ -69,6 +72,25 @@ class _Run:
             self.best, self.since_best = validation, 0
         else:
             self.since_best += 1
+
+
+@dataclass(frozen=True, eq=False)
+class _Sparse:
+    """Where minibatches stay sparse: memory for that of a step, and for the labelled one beside it."""
+
+    cells: Gatherer
+    labelled: Gatherer
+
+
+def _vae(network: Network) -> VAE:
+    return network.vae if isinstance(network, SemiSupervised) else network
+
+
+def _first_weights(network: Network) -> list[torch.nn.Parameter]:
+    """The weights that meet the counts."""
+    vae = _vae(network)
+    encoders = [vae.z_encoder, *([] if vae.library_encoder is None else [vae.library_encoder])]
+    return [encoder.mlp.layers[0].linear.weight for encoder in encoders]  # type: ignore[union-attr,misc]
 
 
 def fit(
@@ -131,8 +153,13 @@ def fit(
         identity = {**_identity(network, cells, config), "crc32 of the first weights": start or digest_of(network)}
     run, whole = _Run(), _snapshot(network)
     ending, resumed = "failed", False  # until it is known otherwise
+    sparse: _Sparse | None = None
     try:
         network.to(device).requires_grad_(True)
+        if device.type == "cpu" and _vae(network).takes_sparse and usable():
+            sparse = _Sparse(Gatherer(cells.counts), Gatherer(cells.counts))
+            for weight in _first_weights(network):
+                lay_by_gene(weight)
         optimizer = torch.optim.Adam(
             network.parameters(),
             lr=config.lr,
@@ -152,7 +179,7 @@ def fit(
                 )
             write_checkpoint(checkpoint, _state(network, optimizer, run, identity))  # a full disk is best known now
         while len(run.rows) < n_epochs and not run.stops_early(config):
-            row = _epoch(network, optimizer, cells, split, config, len(run.rows), device)
+            row = _epoch(network, optimizer, cells, split, config, len(run.rows), device, sparse)
             run.record(row, config)
             whole = _snapshot(network)
             if checkpoint is not None:
@@ -167,6 +194,8 @@ def fit(
     finally:
         network.load_state_dict(whole)
         network.to("cpu").eval().requires_grad_(False)  # only training changes the weights
+        for weight in _first_weights(network):
+            lay_plainly(weight)
         network.zero_grad(set_to_none=True)
         history = History(
             pd.DataFrame(run.rows, index=pd.RangeIndex(len(run.rows), name="epoch")), ending, split, resumed
@@ -207,6 +236,7 @@ def _epoch(
     config: TrainConfig,
     epoch: int,
     device: torch.device,
+    sparse: _Sparse | None,
 ) -> dict[str, float]:
     start = time.perf_counter()
     kl_weight = config.kl_weight(epoch)
@@ -221,10 +251,12 @@ def _epoch(
         parts = torch.zeros(len(minibatches), 4, device=device)  # read once an epoch, so that no step waits for it
         answers = torch.zeros(len(labelled), 2, device=device)
         for step, rows in enumerate(minibatches):
-            elbo = network.elbo(gather(cells, rows, device))
+            elbo = network.elbo(gather(cells, rows, device, None if sparse is None else sparse.cells))
             loss = elbo.loss(kl_weight)
             if isinstance(network, SemiSupervised):
-                answer = network.answers(gather(cells, labelled[step], device))
+                answer = network.answers(
+                    gather(cells, labelled[step], device, None if sparse is None else sparse.labelled)
+                )
                 loss = loss + config.classification_ratio * answer.cross_entropy.mean()
                 answers[step] = answer.sums().detach()
             optimizer.zero_grad(set_to_none=True)
@@ -237,17 +269,23 @@ def _epoch(
         if labelled:
             row |= _label_row(answers.double().sum(0).cpu() / sum(len(some) for some in labelled), "train")
         if len(split.validation) and (epoch + 1) % config.check_val_every_n_epoch == 0:
-            row |= _validate(network, cells, split.validation, config, kl_weight, device)
+            row |= _validate(network, cells, split.validation, config, kl_weight, device, sparse)
     return row | {"kl_weight": kl_weight, "seconds": time.perf_counter() - start}
 
 
 @torch.no_grad()
 def _validate(
-    network: Network, cells: Cells, rows: np.ndarray, config: TrainConfig, kl_weight: float, device: torch.device
+    network: Network,
+    cells: Cells,
+    rows: np.ndarray,
+    config: TrainConfig,
+    kl_weight: float,
+    device: torch.device,
+    sparse: _Sparse | None,
 ) -> dict[str, float]:
     parts = torch.zeros(4, dtype=torch.float64, device=device)
     for some in rows_of(rows, config.batch_size, lone=True):
-        elbo = network.elbo(gather(cells, some, device))
+        elbo = network.elbo(gather(cells, some, device, None if sparse is None else sparse.cells))
         parts[:3] += elbo.sums()
         parts[3] += elbo.loss(kl_weight) * len(some)
     row = _row(parts.cpu() / len(rows), "validation")
@@ -255,7 +293,7 @@ def _validate(
     if isinstance(network, SemiSupervised) and len(labelled):
         answers = torch.zeros(2, dtype=torch.float64, device=device)
         for some in rows_of(labelled, config.batch_size, lone=True):
-            answers += network.answers(gather(cells, some, device)).sums()
+            answers += network.answers(gather(cells, some, device, None if sparse is None else sparse.labelled)).sums()
         row |= _label_row(answers.cpu() / len(labelled), "validation")
         row["validation_loss"] += config.classification_ratio * row["validation_classification_loss"]
     return row
@@ -366,5 +404,8 @@ def _restore(checkpoint: Checkpoint, network: Network, optimizer: torch.optim.Op
         i, name = key.split("/")
         state.setdefault(int(i), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for weight, moments in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):  # laid in memory as the weight is: fused Adam goes by memory
+            moments[name] = torch.empty_like(weight).copy_(moments[name])
     run.rows = list(checkpoint.progress["rows"])
     run.best, run.since_best = checkpoint.progress["best"], checkpoint.progress["since_best"]

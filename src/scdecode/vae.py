@@ -26,9 +26,11 @@ from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import embedding
 
 from scdecode.config import ModelConfig
+from scdecode.kernels.likelihood import fused_likelihood
+from scdecode.kernels.rows import SparseRows
 from scdecode.likelihoods import make_likelihood
-from scdecode.minibatches import Minibatch
-from scdecode.networks import MLP, Decoder, DecoderOutput, Encoder, LinearDecoder
+from scdecode.minibatches import Minibatch, SparseMinibatch
+from scdecode.networks import MLP, Decoder, DecoderLogits, DecoderOutput, Encoder, LinearDecoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,18 +147,21 @@ class VAE(nn.Module):
 
     # -- from cells to latents -------------------------------------------------------------------------------------
 
-    def encode(self, cells: Minibatch) -> Normal:
+    def encode(self, cells: Minibatch | SparseMinibatch) -> Normal:
         """The posterior q(z | x), ``(n, k)``; for ``"ln"`` that of z before its softmax."""
         mean, variance = self.z_encoder(*self._encoder_input(cells))
         return Normal(mean, variance.sqrt(), validate_args=False)
 
-    def encode_library(self, cells: Minibatch) -> Normal:
+    def encode_library(self, cells: Minibatch | SparseMinibatch) -> Normal:
         """The posterior q(log l | x), ``(n, 1)``, of a learned library size."""
         assert self.library_encoder is not None, "only a learned library size has a posterior"
         mean, variance = self.library_encoder(*self._encoder_input(cells))
         return Normal(mean, variance.sqrt(), validate_args=False)
 
-    def _encoder_input(self, cells: Minibatch) -> tuple[Tensor, Tensor | None]:
+    def _encoder_input(self, cells: Minibatch | SparseMinibatch) -> tuple[Tensor | SparseRows, Tensor | None]:
+        if isinstance(cells, SparseMinibatch):
+            assert not self.config.encode_covariates, "covariates beside the counts need these as a tensor"
+            return cells.rows, None
         x = torch.log1p(cells.x_ng)
         if not self.config.encode_covariates:
             return x, None
@@ -194,7 +199,9 @@ class VAE(nn.Module):
         x, one_hot = self._conditioned(latent, codes, continuous)
         return self.decoder.scale_of(x, one_hot, genes=genes)
 
-    def dispersion(self, output: DecoderOutput, codes: Tensor, genes: Tensor | None = None) -> Tensor | None:
+    def dispersion(
+        self, output: DecoderOutput | DecoderLogits, codes: Tensor, genes: Tensor | None = None
+    ) -> Tensor | None:
         """Log inverse dispersion that broadcasts with the output; None for the Poisson, which has none."""
         if self.config.gene_likelihood == "poisson":
             return None
@@ -214,26 +221,43 @@ class VAE(nn.Module):
 
     # -- the bound -------------------------------------------------------------------------------------------------
 
-    def reconstruct(self, cells: Minibatch) -> Reconstruction:
+    @property
+    def takes_sparse(self) -> bool:
+        """Whether sparse minibatches do: where all that touches counts has a kernel for it."""
+        return self.config.has_counts and not self.config.encode_covariates
+
+    def reconstruct(self, cells: Minibatch | SparseMinibatch) -> Reconstruction:
         """Encode cells, draw z (and l, where it is learned) once, and decode it."""
         posterior = self.encode(cells)
         if self.config.learns_library:
             log_library, kl_l = self._learned_library(cells)
         else:
-            log_library, kl_l = cells.library_n1.log(), cells.x_ng.new_zeros(len(cells))
+            log_library, kl_l = cells.library_n1.log(), cells.library_n1.new_zeros(len(cells))
         latent = self.to_latent(posterior.rsample())
+        if isinstance(cells, SparseMinibatch):
+            return Reconstruction(posterior, latent, loss=self._fused_loss(cells, latent, log_library), kl_l=kl_l)
         output = self.decode(latent, cells.codes_nc, cells.continuous_nd)
         likelihood = self.likelihood(output, log_library, cells.codes_nc)
         return Reconstruction(posterior, latent, loss=-likelihood.log_prob(cells.x_ng).sum(-1), kl_l=kl_l)
 
-    def elbo(self, cells: Minibatch) -> Elbo:
+    def _fused_loss(self, cells: SparseMinibatch, latent: Tensor, log_library: Tensor) -> Tensor:
+        """-log p(x | z, l) of cells whose counts are sparse."""
+        x, one_hot = self._conditioned(latent, cells.codes_nc, cells.continuous_nd)
+        kind, by_cell = self.config.gene_likelihood, self.config.dispersion == "gene-cell"
+        logits = self.decoder.logits(x, one_hot, zero_inflated=kind == "zinb", cell_dispersion=by_cell)
+        log_theta = self.dispersion(logits, cells.codes_nc)
+        return fused_likelihood(
+            logits.scale, log_library, log_theta, logits.zi_logits, cells.rows, kind, softmax=logits.softmax
+        )
+
+    def elbo(self, cells: Minibatch | SparseMinibatch) -> Elbo:
         """The parts of the evidence lower bound of cells, at one draw of z (and of l, where it is learned)."""
         drawn = self.reconstruct(cells)
         prior = Normal(torch.zeros_like(drawn.posterior.loc), 1.0)
         kl_z = kl_divergence(drawn.posterior, prior).sum(-1)
         return Elbo(reconstruction=drawn.loss, kl_z=kl_z, kl_l=drawn.kl_l)
 
-    def _learned_library(self, cells: Minibatch) -> tuple[Tensor, Tensor]:
+    def _learned_library(self, cells: Minibatch | SparseMinibatch) -> tuple[Tensor, Tensor]:
         posterior = self.encode_library(cells)
         batch = cells.codes_nc[:, :1]
         prior = Normal(self.library_log_mean[batch], self.library_log_variance[batch].sqrt(), validate_args=False)

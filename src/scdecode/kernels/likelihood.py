@@ -18,6 +18,10 @@ _KINDS = {"nb": 0, "zinb": 1, "poisson": 2}
 _EMPTY = np.empty((0, 0), np.float32)
 
 
+Gradients = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""With respect to the logits, the log library size, log theta and the logits of the zero inflation."""
+
+
 class FusedLikelihood(torch.autograd.Function):
     """The value and, while the genes of a cell are in the cache, all gradients.
 
@@ -25,7 +29,7 @@ class FusedLikelihood(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         logits: Tensor,
         log_library: Tensor,
@@ -35,26 +39,41 @@ class FusedLikelihood(torch.autograd.Function):
         kind: str,
         softmax: bool,
     ) -> Tensor:
-        ctx.inputs = (logits, log_library, log_theta, zi_logits)
-        ctx.others = (rows, kind, softmax)
-        wanted = any(ctx.needs_input_grad)
-        weight = torch.full((len(logits),), 1.0 / len(logits))
-        loss, ctx.gradients = likelihood_and_gradients(*ctx.inputs, rows, kind, softmax, weight, gradients=wanted)
-        ctx.weight = weight
+        """The values, and the gradients kept for :meth:`backward`."""
+
+        def compute(weight: Tensor, *, gradients: bool) -> tuple[Tensor, Gradients | None]:
+            return likelihood_and_gradients(
+                logits, log_library, log_theta, zi_logits, rows, kind, softmax, weight, gradients=gradients
+            )
+
+        ctx.weight, ctx.compute = torch.full((len(logits),), 1.0 / len(logits)), compute
+        loss, ctx.gradients = compute(ctx.weight, gradients=any(ctx.needs_input_grad))
         return loss
 
     @staticmethod
-    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of the inputs, and None for what is no tensor."""
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None or not torch.equal(weight, ctx.weight):
-            _, gradients = likelihood_and_gradients(*ctx.inputs, *ctx.others, weight.contiguous(), gradients=True)
-        assert gradients is not None
+            _, gradients = ctx.compute(weight.contiguous(), gradients=True)
         return (*gradients, None, None, None)
 
 
-Gradients = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-"""With respect to the logits, the log library size, log theta and the logits of the zero inflation."""
+def fused_likelihood(
+    logits: Tensor,
+    log_library: Tensor,
+    log_theta: Tensor | None,
+    zi_logits: Tensor | None,
+    rows: SparseRows,
+    kind: str,
+    *,
+    softmax: bool,
+) -> Tensor:
+    """-log p(x) of each cell, ``(n,)``; the arguments are those of :func:`likelihood_and_gradients`."""
+    loss: Tensor = FusedLikelihood.apply(  # type: ignore[no-untyped-call]
+        logits, log_library, log_theta, zi_logits, rows, kind, softmax
+    )
+    return loss
 
 
 def likelihood_and_gradients(

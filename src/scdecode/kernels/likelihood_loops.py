@@ -248,10 +248,11 @@ def likelihood_blocks(  # type: ignore[no-untyped-def]
                 gradient += _sum(s[_G : _G + m])
                 _copy(s[_G : _G + m], d_logits[i, lo:hi], _ONE)
                 if kind != POISSON:
-                    _add_theta(d_theta[i if by_cell else i // ROWS, lo:hi], log_theta[theta_row, lo:hi], s, m, weight[i])
+                    to = i if by_cell else i // ROWS
+                    _add_theta(d_theta[to, lo:hi], log_theta[theta_row, lo:hi], s, m, weight[i])
                 if kind == ZINB:
                     _copy(s[_GZI : _GZI + m], d_zi[i, lo:hi], weight[i])
-        loss[i] = value
+        loss[i] = value if math.isfinite(log_l) else math.nan  # a library size of zero has no likelihood
         if with_gradient:
             d_library[i] = weight[i] * gradient
             if softmax:

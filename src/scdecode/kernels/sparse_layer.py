@@ -19,14 +19,23 @@ class SparseLinear(torch.autograd.Function):
     """``log1p(X) W' + b`` for the counts X of a minibatch."""
 
     @staticmethod
-    def forward(ctx: Any, rows: SparseRows, weight: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, rows: SparseRows, weight: Tensor, bias: Tensor) -> Tensor:
+        """The product, ``(n, h)``."""
         ctx.rows = rows
         return sparse_product(rows, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[None, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, d_out: Tensor) -> tuple[None, Tensor, Tensor]:
         """None for the counts, and the gradients of the weight and of the bias."""
         return None, sparse_gradient(ctx.rows, d_out), d_out.sum(0)
+
+
+def sparse_linear(rows: SparseRows, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``log1p(X) W' + b``, ``(n, h)``, with a gradient where torch records one."""
+    if bias is None:
+        bias = torch.zeros(len(weight))
+    out: Tensor = SparseLinear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
+    return out
 
 
 def sparse_product(rows: SparseRows, weight: Tensor, bias: Tensor) -> Tensor:
@@ -49,9 +58,7 @@ def sparse_gradient(rows: SparseRows, d_out: Tensor) -> Tensor:
     d_weight_gh = torch.empty(rows.n_genes, d_out.shape[1])
     n_blocks = -(-rows.n_genes // GENES)
     d_out_nh = d_out.detach().contiguous().numpy()
-    over_blocks(
-        gradient_blocks, n_blocks, rows.gene_indptr, rows.cells, rows.cell_logs, d_out_nh, d_weight_gh.numpy()
-    )
+    over_blocks(gradient_blocks, n_blocks, rows.gene_indptr, rows.cells, rows.cell_logs, d_out_nh, d_weight_gh.numpy())
     return d_weight_gh.t()
 
 

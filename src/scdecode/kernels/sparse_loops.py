@@ -65,7 +65,7 @@ def _add_multiple(target, source, factor):  # type: ignore[no-untyped-def]
 
 @_loop
 def _add_multiples(target, matrix, rows, factors, first, last):  # type: ignore[no-untyped-def]
-    """Add multiples of some rows of a matrix: four at once, so that the target is read and written a quarter as often."""
+    """Add multiples of rows of a matrix: four at once, so that the target is read and written a quarter as often."""
     k = first
     while k + 4 <= last:
         a, b, c, d = factors[k], factors[k + 1], factors[k + 2], factors[k + 3]

@@ -6,6 +6,7 @@ suit the work beside torch: a second pool that spins (OpenMP's) would fight with
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -21,7 +22,7 @@ _starting = threading.Lock()
 
 
 def over_blocks(loop: Callable[..., None], n_blocks: int, *arguments: Any) -> None:
-    """Call ``loop(first, last, *arguments)`` so that every block is done once; which thread does it is nothing to it."""
+    """Call ``loop(first, last, *arguments)`` so that every block is done once, by whichever thread."""
     n = min(torch.get_num_threads(), n_blocks)
     if n <= 1:
         loop(0, n_blocks, *arguments)
@@ -30,7 +31,7 @@ def over_blocks(loop: Callable[..., None], n_blocks: int, *arguments: Any) -> No
         _start(n - 1)
     done: SimpleQueue[BaseException | None] = SimpleQueue()
     stops = [n_blocks * i // n for i in range(n + 1)]
-    for first, last in zip(stops[1:-1], stops[2:], strict=True):
+    for first, last in itertools.pairwise(stops[1:]):
         _tasks.put((loop, first, last, arguments, done))
     try:
         loop(0, stops[1], *arguments)
