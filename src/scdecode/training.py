@@ -27,6 +27,7 @@ from scdecode.config import TrainConfig
 from scdecode.devices import seeded
 from scdecode.errors import ConfigError, OutputError, TrainingError, TrainingWarning, warn
 from scdecode.kernels import usable
+from scdecode.kernels.adam import KernelAdam
 from scdecode.kernels.rows import Gatherer
 from scdecode.kernels.sparse_layer import lay_by_gene, lay_plainly
 from scdecode.minibatches import Split, gather, labelled_order, rows_of, split_cells, split_labelled
@@ -160,13 +161,7 @@ def fit(
             sparse = _Sparse(Gatherer(cells.counts), Gatherer(cells.counts))
             for weight in _first_weights(network):
                 lay_by_gene(weight)
-        optimizer = torch.optim.Adam(
-            network.parameters(),
-            lr=config.lr,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=device.type != "mps",
-        )
+        optimizer = _optimizer(network, config, device, kernels=sparse is not None)
         if checkpoint is not None:
             if Path(checkpoint).exists():
                 _restore(read_checkpoint(checkpoint, identity), network, optimizer, run)
@@ -203,6 +198,13 @@ def fit(
         if ending == "failed" and run.rows and on_failure is not None:
             on_failure(history)
     return history
+
+
+def _optimizer(network: Network, config: TrainConfig, device: torch.device, *, kernels: bool) -> torch.optim.Adam:
+    options: dict[str, Any] = {"lr": config.lr, "eps": config.eps, "weight_decay": config.weight_decay}
+    if kernels:
+        return KernelAdam(network.parameters(), **options)
+    return torch.optim.Adam(network.parameters(), **options, fused=device.type != "mps")
 
 
 def _split_of(network: Network, cells: Cells, config: TrainConfig) -> Split:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scdecode.kernels import likelihood_loops, sparse_loops
+from scdecode.kernels import adam_loops, likelihood_loops, sparse_loops
 from scdecode.progress import notice
 
 
@@ -25,6 +25,7 @@ def _run(index: type) -> None:
     sparse_loops.turn_round(indptr, ids, logs, indptr.copy(), indices.copy(), row)
     sparse_loops.product_blocks(*block, indptr, ids, logs, one, row, one.copy())
     sparse_loops.gradient_blocks(*block, indptr, ids, logs, one, one.copy())
+    adam_loops.adam_blocks(0, 1, row.copy(), row, row.copy(), row.copy(), *np.ones(6, np.float32))
     likelihood_loops.likelihood_blocks(
         *block, likelihood_loops.ZINB, True, False, True, one, row, one, one, indptr, ids, values, row,
         row.copy(), one.copy(), row.copy(), one.copy(), one.copy(),

@@ -1,0 +1,100 @@
+"""Training with the kernels takes the steps of plain torch; where Numba fails, it is plain torch."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from small_models import EVERYTHING, make_adata, make_model
+
+import scdecode as sd
+from scdecode import kernels, training
+from scdecode.errors import TrainingWarning
+from scdecode.kernels.adam import KernelAdam
+
+MODELS = {
+    "nb": {"gene_likelihood": "nb"},
+    "zinb": {"gene_likelihood": "zinb"},
+    "poisson": {"gene_likelihood": "poisson"},
+    "two layers, layer norm": {"n_layers": 2, "use_layer_norm": "both", "use_batch_norm": "none"},
+    "by batch": {"dispersion": "gene-batch"},
+    "by label": {"dispersion": "gene-label", "setup": EVERYTHING},
+    "by cell": {"dispersion": "gene-cell", "gene_likelihood": "zinb"},
+    "learned library": {"use_observed_lib_size": False},
+    "size factor": {"setup": {"batch_key": "batch", "size_factor_key": "size_factor"}},
+    "logistic normal": {"latent_distribution": "ln"},
+}
+
+
+def ten_steps(monkeypatch, options, *, plain):
+    with monkeypatch.context() as patch:
+        if plain:
+            patch.setattr(training, "usable", lambda: False)
+        model = make_model(make_adata(), epochs=5, train={"batch_size": 128}, **options)
+    return model.history_table, {name: value.clone() for name, value in model.vae.state_dict().items()}
+
+
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_steps_are_those_of_plain_torch(monkeypatch, options):
+    table, weights = ten_steps(monkeypatch, options, plain=False)
+    plain_table, plain_weights = ten_steps(monkeypatch, options, plain=True)
+    columns = [name for name in table if name != "seconds"]
+    np.testing.assert_allclose(table[columns].to_numpy(float), plain_table[columns].to_numpy(float), rtol=1e-5)
+    for name, value in weights.items():
+        assert value.is_contiguous(), name
+        # batch normalisation takes the bias before it away again: its gradient is rounding, and so is what it learns
+        loose = 1e-3 if name.endswith(".linear.bias") else 1e-5
+        torch.testing.assert_close(value, plain_weights[name], rtol=1e-5, atol=loose, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_sparse_minibatches_are_taken(monkeypatch):
+    made, gather = [], training.gather
+
+    def look(*arguments):
+        made.append(gather(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(training, "gather", look)
+    make_model(make_adata(), epochs=1)
+    assert {type(one).__name__ for one in made} == {"SparseMinibatch"}
+    made.clear()
+    make_model(make_adata(), epochs=1, gene_likelihood="normal")
+    assert {type(one).__name__ for one in made} == {"Minibatch"}
+
+
+def test_without_numba_there_is_one_warning_and_plain_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scdecode.kernels.compiling", None)  # as if importing it failed
+    kernels.usable.cache_clear()
+    try:
+        with pytest.warns(TrainingWarning, match="plain torch, several times slower") as caught:
+            make_model(make_adata(), epochs=1)
+            make_model(make_adata(), epochs=1)
+        assert len(caught) == 1
+    finally:
+        kernels.usable.cache_clear()
+
+
+def test_importing_scdecode_imports_no_numba():
+    code = f"import sys, {sd.__name__}, scdecode.model; print('numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_adam_is_that_of_torch():
+    torch.manual_seed(0)
+    shapes = [(3,), (17, 5), (40_000,), (2, 3)]
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(one.detach().clone()) for one in ours]
+    ours[1].data = ours[1].detach().t().contiguous().t()
+    options = {"lr": 1e-2, "eps": 0.01, "weight_decay": 1e-2}
+    one, other = KernelAdam(ours, **options), torch.optim.Adam(theirs, **options)
+    for _ in range(5):
+        for a, b in zip(ours[:3], theirs[:3], strict=True):  # the last has no gradient
+            a.grad = torch.randn(a.shape)
+            b.grad = a.grad.clone()
+        one.step()
+        other.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    assert one.state_dict()["state"].keys() == other.state_dict()["state"].keys()
