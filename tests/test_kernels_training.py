@@ -67,10 +67,9 @@ def test_without_numba_there_is_one_warning_and_plain_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "scdecode.kernels.compiling", None)  # as if importing it failed
     kernels.usable.cache_clear()
     try:
-        with pytest.warns(TrainingWarning, match="plain torch, several times slower") as caught:
+        with pytest.warns(TrainingWarning, match="plain torch, several times slower"):
             make_model(make_adata(), epochs=1)
-            make_model(make_adata(), epochs=1)
-        assert len(caught) == 1
+        make_model(make_adata(), epochs=1)  # a second warning would be an error
     finally:
         kernels.usable.cache_clear()
 

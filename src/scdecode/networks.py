@@ -9,12 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, log_softmax, relu, softplus
 
 from scdecode.kernels.rows import SparseRows
+from scdecode.kernels.small_layers import conditioned_linear, normal_relu_dropout
 from scdecode.kernels.sparse_layer import sparse_linear
+
+LEAST_VARIANCE = 1e-4
+"""Of a posterior."""
+
+
+def allow_kernels(module: nn.Module, allowed: bool) -> None:
+    """Let the parts of a network use kernels where they can, or not."""
+    for part in module.modules():
+        if isinstance(part, CovariateLinear | HiddenLayer):
+            part.fused = allowed
 
 
 class CovariateLinear(nn.Linear):
@@ -34,6 +46,10 @@ class CovariateLinear(nn.Linear):
         self.n_input = n_in
         self.n_levels = tuple(n_levels)
         super().__init__(n_in + sum(n for n in self.n_levels if n > 1), n_out, bias=bias)
+        self.fused = False
+        """Whether a kernel may do it, which takes a bias and a row of codes a point."""
+        starts = n_in + np.cumsum([0, *(n if n > 1 else 0 for n in self.n_levels)])
+        self._firsts = [(j, int(starts[j])) for j, n in enumerate(self.n_levels) if n > 1]
 
     def forward(self, x: Tensor | SparseRows, codes: Tensor | None = None) -> Tensor:
         """Map ``x`` (..., n_in) and ``codes`` (..., n_conditions), which may have fewer or shorter leading axes.
@@ -43,6 +59,14 @@ class CovariateLinear(nn.Linear):
         if self.in_features == self.n_input:
             return _linear(x, self.weight, self.bias)
         assert codes is not None and codes.shape[-1] == len(self.n_levels), "one code for each condition"
+        if (
+            self.fused
+            and self.bias is not None
+            and isinstance(x, Tensor)
+            and x.ndim == codes.ndim == 2
+            and len(x) == len(codes)
+        ):
+            return conditioned_linear(x, codes, self.weight, self.bias, self._firsts)
         shift: Tensor | float = 0.0 if self.bias is None else self.bias
         columns = self.weight[:, self.n_input :].t()
         offset = 0
@@ -65,10 +89,20 @@ class HiddenLayer(nn.Module):
         self.batch_norm = nn.BatchNorm1d(n_out, eps=1e-3, momentum=0.01) if batch_norm else None
         self.layer_norm = nn.LayerNorm(n_out, elementwise_affine=False) if layer_norm else None
         self.dropout = nn.Dropout(dropout) if dropout > 0 else None
+        self.fused = False
+        """Whether a kernel may do what follows the linear map, in training."""
 
     def forward(self, x: Tensor | SparseRows, codes: Tensor | None) -> Tensor:
         """Map ``x`` (..., n_in) to (..., n_out)."""
         hidden: Tensor = self.linear(x, codes)
+        if (
+            self.fused
+            and self.training
+            and self.batch_norm is not None
+            and self.layer_norm is None
+            and hidden.ndim == 2
+        ):
+            return normal_relu_dropout(hidden, self.batch_norm, self.dropout)
         if self.batch_norm is not None:
             hidden = self.batch_norm(hidden.reshape(-1, hidden.shape[-1])).reshape(hidden.shape)
         if self.layer_norm is not None:
@@ -126,7 +160,12 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor | SparseRows, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance, each (n, n_out); the variance is at least 1e-4, which keeps the KL finite."""
         hidden = self.mlp(x, codes)
-        return self.mean(hidden), self.log_variance(hidden).exp() + 1e-4
+        return self.mean(hidden), self.log_variance(hidden).exp() + LEAST_VARIANCE
+
+    def raw(self, x: Tensor | SparseRows, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The mean and what the variance is made of: its logarithm, before the least variance is added."""
+        hidden = self.mlp(x, codes)
+        return self.mean(hidden), self.log_variance(hidden)
 
 
 @dataclass(frozen=True, eq=False)

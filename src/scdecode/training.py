@@ -31,6 +31,7 @@ from scdecode.kernels.adam import KernelAdam
 from scdecode.kernels.rows import Gatherer
 from scdecode.kernels.sparse_layer import lay_by_gene, lay_plainly
 from scdecode.minibatches import Split, gather, labelled_order, rows_of, split_cells, split_labelled
+from scdecode.networks import allow_kernels
 from scdecode.vae import VAE
 
 Network = VAE | SemiSupervised
@@ -159,6 +160,7 @@ def fit(
         network.to(device).requires_grad_(True)
         if device.type == "cpu" and _vae(network).takes_sparse and usable():
             sparse = _Sparse(Gatherer(cells.counts), Gatherer(cells.counts))
+            allow_kernels(network, True)
             for weight in _first_weights(network):
                 lay_by_gene(weight)
         optimizer = _optimizer(network, config, device, kernels=sparse is not None)
@@ -189,6 +191,7 @@ def fit(
     finally:
         network.load_state_dict(whole)
         network.to("cpu").eval().requires_grad_(False)  # only training changes the weights
+        allow_kernels(network, False)
         for weight in _first_weights(network):
             lay_plainly(weight)
         network.zero_grad(set_to_none=True)

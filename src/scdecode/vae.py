@@ -28,9 +28,10 @@ from torch.nn.functional import embedding
 from scdecode.config import ModelConfig
 from scdecode.kernels.likelihood import fused_likelihood
 from scdecode.kernels.rows import SparseRows
+from scdecode.kernels.small_layers import draw_posterior
 from scdecode.likelihoods import make_likelihood
 from scdecode.minibatches import Minibatch, SparseMinibatch
-from scdecode.networks import MLP, Decoder, DecoderLogits, DecoderOutput, Encoder, LinearDecoder
+from scdecode.networks import LEAST_VARIANCE, MLP, Decoder, DecoderLogits, DecoderOutput, Encoder, LinearDecoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,10 +230,7 @@ class VAE(nn.Module):
     def reconstruct(self, cells: Minibatch | SparseMinibatch) -> Reconstruction:
         """Encode cells, draw z (and l, where it is learned) once, and decode it."""
         posterior = self.encode(cells)
-        if self.config.learns_library:
-            log_library, kl_l = self._learned_library(cells)
-        else:
-            log_library, kl_l = cells.library_n1.log(), cells.library_n1.new_zeros(len(cells))
+        log_library, kl_l = self._library(cells)
         latent = self.to_latent(posterior.rsample())
         if isinstance(cells, SparseMinibatch):
             return Reconstruction(posterior, latent, loss=self._fused_loss(cells, latent, log_library), kl_l=kl_l)
@@ -252,10 +250,27 @@ class VAE(nn.Module):
 
     def elbo(self, cells: Minibatch | SparseMinibatch) -> Elbo:
         """The parts of the evidence lower bound of cells, at one draw of z (and of l, where it is learned)."""
+        if isinstance(cells, SparseMinibatch):
+            return self._sparse_elbo(cells)
         drawn = self.reconstruct(cells)
         prior = Normal(torch.zeros_like(drawn.posterior.loc), 1.0)
         kl_z = kl_divergence(drawn.posterior, prior).sum(-1)
         return Elbo(reconstruction=drawn.loss, kl_z=kl_z, kl_l=drawn.kl_l)
+
+    def _sparse_elbo(self, cells: SparseMinibatch) -> Elbo:
+        """The same where counts are sparse, by kernels."""
+        mean, log_variance = self.z_encoder.raw(*self._encoder_input(cells))
+        log_library, kl_l = self._library(
+            cells
+        )  # before z is drawn, so that the random numbers are those of plain torch
+        z, kl_z = draw_posterior(mean, log_variance, LEAST_VARIANCE)
+        return Elbo(self._fused_loss(cells, self.to_latent(z), log_library), kl_z, kl_l)
+
+    def _library(self, cells: Minibatch | SparseMinibatch) -> tuple[Tensor, Tensor]:
+        """The log library size, ``(n, 1)``, and its KL, ``(n,)``: zero where it is given."""
+        if self.config.learns_library:
+            return self._learned_library(cells)
+        return cells.library_n1.log(), cells.library_n1.new_zeros(len(cells))
 
     def _learned_library(self, cells: Minibatch | SparseMinibatch) -> tuple[Tensor, Tensor]:
         posterior = self.encode_library(cells)
