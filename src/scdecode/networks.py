@@ -224,16 +224,6 @@ class Decoder(nn.Module):
             log_theta=_head(self.log_theta, hidden, genes) if cell_dispersion else None,
         )
 
-    def logits(self, x: Tensor, codes: Tensor | None, *, zero_inflated: bool, cell_dispersion: bool) -> DecoderLogits:
-        """What :meth:`forward` makes its output of."""
-        hidden = self.mlp(x, codes)
-        return DecoderLogits(
-            self.scale(hidden),
-            self.zi_logits(hidden) if zero_inflated else None,
-            self.log_theta(hidden) if cell_dispersion else None,
-            softmax=self.softmax,
-        )
-
     def scale_of(self, x: Tensor, codes: Tensor | None, *, genes: Tensor | None = None) -> Tensor:
         """The scale alone, ``(..., genes)``, and not its logarithm: a pass over the genes less than :meth:`forward`."""
         logits = self.scale(self.mlp(x, codes))

@@ -26,12 +26,13 @@ from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import embedding
 
 from scdecode.config import ModelConfig
+from scdecode.kernels.heads import heads_likelihood
 from scdecode.kernels.likelihood import fused_likelihood
 from scdecode.kernels.rows import SparseRows
 from scdecode.kernels.small_layers import draw_posterior
 from scdecode.likelihoods import make_likelihood
 from scdecode.minibatches import Minibatch, SparseMinibatch
-from scdecode.networks import LEAST_VARIANCE, MLP, Decoder, DecoderLogits, DecoderOutput, Encoder, LinearDecoder
+from scdecode.networks import LEAST_VARIANCE, MLP, Decoder, DecoderOutput, Encoder, LinearDecoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,14 +201,16 @@ class VAE(nn.Module):
         x, one_hot = self._conditioned(latent, codes, continuous)
         return self.decoder.scale_of(x, one_hot, genes=genes)
 
-    def dispersion(
-        self, output: DecoderOutput | DecoderLogits, codes: Tensor, genes: Tensor | None = None
-    ) -> Tensor | None:
+    def dispersion(self, output: DecoderOutput, codes: Tensor, genes: Tensor | None = None) -> Tensor | None:
         """Log inverse dispersion that broadcasts with the output; None for the Poisson, which has none."""
+        return self._log_theta(output.log_theta, codes, genes)
+
+    def _log_theta(self, by_cell: Tensor | None, codes: Tensor, genes: Tensor | None = None) -> Tensor | None:
+        """The same, from what the decoder says of it where it depends on the cell."""
         if self.config.gene_likelihood == "poisson":
             return None
         if self.log_theta is None:
-            return output.log_theta
+            return by_cell
         table = self.log_theta if genes is None else self.log_theta[:, genes]
         if self.config.dispersion == "gene":
             return table[0]
@@ -242,10 +245,26 @@ class VAE(nn.Module):
         """-log p(x | z, l) of cells whose counts are sparse."""
         x, one_hot = self._conditioned(latent, cells.codes_nc, cells.continuous_nd)
         kind, by_cell = self.config.gene_likelihood, self.config.dispersion == "gene-cell"
+        if isinstance(self.decoder, Decoder):
+            return self._heads_loss(self.decoder, self.decoder.mlp(x, one_hot), cells, log_library)
         logits = self.decoder.logits(x, one_hot, zero_inflated=kind == "zinb", cell_dispersion=by_cell)
-        log_theta = self.dispersion(logits, cells.codes_nc)
+        log_theta = self._log_theta(logits.log_theta, cells.codes_nc)
         return fused_likelihood(
             logits.scale, log_library, log_theta, logits.zi_logits, cells.rows, kind, softmax=logits.softmax
+        )
+
+    def _heads_loss(self, decoder: Decoder, hidden: Tensor, cells: SparseMinibatch, log_library: Tensor) -> Tensor:
+        kind = self.config.gene_likelihood
+        by_cell = decoder.log_theta(hidden) if self.config.dispersion == "gene-cell" else None
+        return heads_likelihood(
+            hidden,
+            decoder.scale,
+            decoder.zi_logits if kind == "zinb" else None,
+            log_library,
+            self._log_theta(by_cell, cells.codes_nc),
+            cells.rows,
+            kind,
+            softmax=decoder.softmax,
         )
 
     def elbo(self, cells: Minibatch | SparseMinibatch) -> Elbo:
@@ -260,9 +279,7 @@ class VAE(nn.Module):
     def _sparse_elbo(self, cells: SparseMinibatch) -> Elbo:
         """The same where counts are sparse, by kernels."""
         mean, log_variance = self.z_encoder.raw(*self._encoder_input(cells))
-        log_library, kl_l = self._library(
-            cells
-        )  # before z is drawn, so that the random numbers are those of plain torch
+        log_library, kl_l = self._library(cells)  # before z: in the order of plain torch's random numbers
         z, kl_z = draw_posterior(mean, log_variance, LEAST_VARIANCE)
         return Elbo(self._fused_loss(cells, self.to_latent(z), log_library), kl_z, kl_l)
 
