@@ -28,6 +28,8 @@ class KernelAdam(torch.optim.Adam):
         assert closure is None, "a step here evaluates nothing"
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
+            fixed = [np.float32(x) for x in (beta1, beta2, group["weight_decay"])]
+            eps = np.float32(group["eps"])
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
@@ -38,17 +40,11 @@ class KernelAdam(torch.optim.Adam):
                     state["exp_avg_sq"] = torch.zeros_like(weight)
                 state["step"] += 1
                 n = float(state["step"])
-                over_blocks(
-                    adam_blocks,
-                    -(-weight.numel() // BLOCK),
-                    *(_memory(x, weight) for x in (weight, weight.grad, state["exp_avg"], state["exp_avg_sq"])),
-                    np.float32(beta1),
-                    np.float32(beta2),
-                    np.float32(group["weight_decay"]),
-                    np.float32(group["lr"] / (1 - beta1**n)),
-                    np.float32(1 / math.sqrt(1 - beta2**n)),
-                    np.float32(group["eps"]),
-                )
+                arrays = (_memory(x, weight) for x in (weight, weight.grad, state["exp_avg"], state["exp_avg_sq"]))
+                step_size = np.float32(group["lr"] / (1 - beta1**n))
+                root_correction = np.float32(1 / math.sqrt(1 - beta2**n))
+                n_blocks = -(-weight.numel() // BLOCK)
+                over_blocks(adam_blocks, n_blocks, *arrays, *fixed, step_size, root_correction, eps)
 
 
 def _memory(x: Tensor, like: Tensor) -> np.ndarray:

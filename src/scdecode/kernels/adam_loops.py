@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from scdecode.kernels.jit import jit
 
 BLOCK = 16384
 """Weights in a block: 256 KB of weights, gradients and moments, which fit the second-level cache."""
 
-_loop = njit(cache=True, fastmath={"contract"}, error_model="numpy", nogil=True)
+_loop = jit(fastmath={"contract"})
 _ONE = np.float32(1.0)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from scdecode.kernels import adam_loops, likelihood_loops, sparse_loops
+from scdecode.kernels.small_layers import ConditionedLinear, Draw, normal_relu_dropout
 from scdecode.progress import notice
 
 
@@ -13,6 +15,7 @@ def compile_all() -> None:
     with notice("scdecode: compiling the fast loops for this machine; they are kept on disk"):
         for index in (np.int32, np.int64):  # of the counts; scipy takes the wider one for very many
             _run(index)
+        _run_small()
 
 
 def _run(index: type) -> None:
@@ -30,3 +33,14 @@ def _run(index: type) -> None:
         *block, likelihood_loops.ZINB, True, False, True, one, row, one, one, indptr, ids, values, row,
         row.copy(), one.copy(), row.copy(), one.copy(), one.copy(),
     )  # fmt: skip
+
+
+@torch.enable_grad()
+def _run_small() -> None:
+    """The small layers once, there and back; without a random number, which would be missing elsewhere."""
+    x = torch.ones(2, 1, requires_grad=True)
+    weight, bias, codes = torch.ones(1, 2, requires_grad=True), torch.ones(1), torch.zeros(2, 1, dtype=torch.int64)
+    out = ConditionedLinear.apply(x, codes, weight, bias, [(0, 1)])  # type: ignore[no-untyped-call]
+    out = normal_relu_dropout(out, torch.nn.BatchNorm1d(1), None)
+    z, kl = Draw.apply(out, out, torch.zeros(2, 1), 1e-4)  # type: ignore[no-untyped-call]
+    torch.autograd.backward(z.sum() + kl.sum())

@@ -3,6 +3,8 @@
 LLVM turns a loop into vector instructions only where it sees plain arithmetic, and a call of libm is none: so exp and
 log are polynomials here, of single precision, right to about 1e-7. The coefficients are Chebyshev interpolations of
 the functions named beside them. Reassociation is not allowed in this file: it would undo the rounding trick of exp.
+
+Numba's files on disk are as old as the file of a loop, whatever that calls: after a change here, touch those files.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from scdecode.kernels.jit import jit
 
 _F = np.float32
 _LOG2_E = _F(1.4426950408889634)
@@ -28,7 +31,7 @@ _N_FACTORIALS = 256
 _LOG_FACTORIAL = np.array([math.lgamma(x + 1.0) for x in range(_N_FACTORIALS)])
 _SHIFT = 16.0  # from here on Stirling's series with three terms is right to 1e-11
 
-scalar = njit(cache=True, forceinline=True, fastmath={"contract"}, error_model="numpy", nogil=True)
+scalar = jit(forceinline=True, fastmath={"contract"})
 """How a function of this file is compiled."""
 
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from scdecode.kernels.functions import atanh_tail, exp32, gamma_terms, log1p_unit, log32, log_factorial
+from scdecode.kernels.jit import jit
 
 NB, ZINB, POISSON = 0, 1, 2
 ROWS = 8
@@ -33,8 +33,8 @@ _ZERO, _ONE, _TWO = _F(0.0), _F(1.0), _F(2.0)
 _SMALLEST_SUM, _LARGEST_SUM = 1e-15, 1e30  # of exponentials: between them none that matters was cut off
 _LINEAR = _F(-15.0)  # below, log(softplus(x)) is x
 
-_exact = njit(cache=True, fastmath={"contract"}, error_model="numpy", nogil=True)
-_sums = njit(cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy", nogil=True)
+_exact = jit(fastmath={"contract"})
+_sums = jit(fastmath={"contract", "reassoc", "nsz"})
 
 
 @_sums

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
-_loop = njit(cache=True, fastmath={"contract"}, error_model="numpy", nogil=True)
+from scdecode.kernels.jit import jit
+
+_loop = jit(fastmath={"contract"})
 _F = np.float32
 _ZERO, _ONE = _F(0.0), _F(1.0)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from scdecode.kernels.jit import jit
 
 ROWS = 8
 """Cells in a block of the product."""
@@ -13,7 +14,7 @@ GENES = 64
 """Genes in a block of the gradient."""
 
 _LOG1P = np.log1p(np.arange(256, dtype=np.float64)).astype(np.float32)  # most counts are small whole numbers
-_loop = njit(cache=True, fastmath={"contract"}, error_model="numpy", nogil=True)
+_loop = jit(fastmath={"contract"})
 
 
 @_loop
