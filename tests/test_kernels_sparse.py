@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import linear
 
 from scdecode.kernels.rows import Gatherer
-from scdecode.kernels.sparse_layer import SparseLinear, lay_by_gene, lay_plainly
+from scdecode.kernels.sparse_layer import SparseLinear, lay_by_input, lay_plainly
 
 
 def counts_of(n, g, *, density=0.1, seed=0, whole=True):
@@ -46,7 +46,7 @@ def test_equals_the_dense_layer(n, g, h, by_gene):
     dense = torch.from_numpy(np.log1p(counts.toarray())).double()
     expected = linear(dense, weight.double(), bias.double())
     if by_gene:
-        lay_by_gene(weight)
+        lay_by_input(weight)
     out = SparseLinear.apply(Gatherer(counts).gather(np.arange(n)), weight, bias)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
     d_out = torch.randn(n, h)

@@ -10,7 +10,7 @@ import torch
 from small_models import EVERYTHING, make_adata, make_model
 
 import scdecode as sd
-from scdecode import ModelConfig, TrainConfig, training
+from scdecode import ModelConfig, TrainConfig, steps, training
 from scdecode.cells import read_training_cells
 from scdecode.errors import ConfigError, CountsError, InputError, NotTrainedError, TrainingError, TrainingWarning
 from scdecode.minibatches import split_cells
@@ -50,7 +50,8 @@ def batches(monkeypatch):
         seen.append(rows)
         return gather(cells, rows, device, *sparse)
 
-    monkeypatch.setattr(training, "gather", look)
+    for room in (training, steps):
+        monkeypatch.setattr(room, "gather", look)
     return seen
 
 
@@ -320,7 +321,8 @@ def failing_after(monkeypatch, n, error):
             raise error
         return gather(cells, rows, device, *sparse)
 
-    monkeypatch.setattr(training, "gather", fail)
+    for room in (training, steps):
+        monkeypatch.setattr(room, "gather", fail)
 
 
 @pytest.mark.parametrize("n", [9, 10, 12])  # 3 + 1 minibatches an epoch: in the third, at its end, in its validation

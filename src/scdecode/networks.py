@@ -16,17 +16,26 @@ from torch.nn.functional import embedding, linear, log_softmax, relu, softplus
 
 from scdecode.kernels.rows import SparseRows
 from scdecode.kernels.small_layers import conditioned_linear, normal_relu_dropout
-from scdecode.kernels.sparse_layer import sparse_linear
+from scdecode.kernels.sparse_layer import lay_by_input, lay_plainly, sparse_linear
 
 LEAST_VARIANCE = 1e-4
 """Of a posterior."""
 
 
 def allow_kernels(module: nn.Module, allowed: bool) -> None:
-    """Let the parts of a network use kernels where they can, or not."""
+    """Let the parts of a network use kernels where they can, or not.
+
+    Allowed, the weights of the hidden layers lie by input, as the kernels take them; otherwise all weights lie plainly,
+    each in a memory of its own.
+    """
     for part in module.modules():
         if isinstance(part, CovariateLinear | HiddenLayer):
             part.fused = allowed
+        if allowed and isinstance(part, HiddenLayer):
+            lay_by_input(part.linear.weight)
+    if not allowed:
+        for weight in module.parameters():
+            lay_plainly(weight)
 
 
 class CovariateLinear(nn.Linear):
@@ -49,7 +58,8 @@ class CovariateLinear(nn.Linear):
         self.fused = False
         """Whether a kernel may do it, which takes a bias and a row of codes a point."""
         starts = n_in + np.cumsum([0, *(n if n > 1 else 0 for n in self.n_levels)])
-        self._firsts = [(j, int(starts[j])) for j, n in enumerate(self.n_levels) if n > 1]
+        self.firsts = [(j, int(starts[j])) for j, n in enumerate(self.n_levels) if n > 1]
+        """Each condition that has columns, and the first of them."""
 
     def forward(self, x: Tensor | SparseRows, codes: Tensor | None = None) -> Tensor:
         """Map ``x`` (..., n_in) and ``codes`` (..., n_conditions), which may have fewer or shorter leading axes.
@@ -66,7 +76,7 @@ class CovariateLinear(nn.Linear):
             and x.ndim == codes.ndim == 2
             and len(x) == len(codes)
         ):
-            return conditioned_linear(x, codes, self.weight, self.bias, self._firsts)
+            return conditioned_linear(x, codes, self.weight, self.bias, self.firsts)
         shift: Tensor | float = 0.0 if self.bias is None else self.bias
         columns = self.weight[:, self.n_input :].t()
         offset = 0

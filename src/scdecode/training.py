@@ -11,6 +11,7 @@ import itertools
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ from scdecode.errors import ConfigError, OutputError, TrainingError, TrainingWar
 from scdecode.kernels import usable
 from scdecode.kernels.adam import KernelAdam
 from scdecode.kernels.rows import Gatherer
-from scdecode.kernels.sparse_layer import lay_by_gene, lay_plainly
+from scdecode.kernels.threads import own_threads
 from scdecode.minibatches import Split, gather, labelled_order, rows_of, split_cells, split_labelled
 from scdecode.networks import allow_kernels
+from scdecode.steps import KernelStep, can_step
 from scdecode.vae import VAE
 
 Network = VAE | SemiSupervised
@@ -86,13 +88,6 @@ class _Sparse:
 
 def _vae(network: Network) -> VAE:
     return network.vae if isinstance(network, SemiSupervised) else network
-
-
-def _first_weights(network: Network) -> list[torch.nn.Parameter]:
-    """The weights that meet the counts."""
-    vae = _vae(network)
-    encoders = [vae.z_encoder, *([] if vae.library_encoder is None else [vae.library_encoder])]
-    return [encoder.mlp.layers[0].linear.weight for encoder in encoders]  # type: ignore[union-attr,misc]
 
 
 def fit(
@@ -161,8 +156,6 @@ def fit(
         if device.type == "cpu" and _vae(network).takes_sparse and usable():
             sparse = _Sparse(Gatherer(cells.counts), Gatherer(cells.counts))
             allow_kernels(network, True)
-            for weight in _first_weights(network):
-                lay_by_gene(weight)
         optimizer = _optimizer(network, config, device, kernels=sparse is not None)
         if checkpoint is not None:
             if Path(checkpoint).exists():
@@ -175,8 +168,12 @@ def fit(
                     TrainingWarning,
                 )
             write_checkpoint(checkpoint, _state(network, optimizer, run, identity))  # a full disk is best known now
+        step = None
+        if isinstance(optimizer, KernelAdam) and can_step(network):
+            step = KernelStep(_vae(network), optimizer, cells, min(config.batch_size + 1, len(split.train)))
         while len(run.rows) < n_epochs and not run.stops_early(config):
-            row = _epoch(network, optimizer, cells, split, config, len(run.rows), device, sparse)
+            with own_threads() if sparse is not None else nullcontext():
+                row = _epoch(network, optimizer, cells, split, config, len(run.rows), device, sparse, step)
             run.record(row, config)
             whole = _snapshot(network)
             if checkpoint is not None:
@@ -192,8 +189,6 @@ def fit(
         network.load_state_dict(whole)
         network.to("cpu").eval().requires_grad_(False)  # only training changes the weights
         allow_kernels(network, False)
-        for weight in _first_weights(network):
-            lay_plainly(weight)
         network.zero_grad(set_to_none=True)
         history = History(
             pd.DataFrame(run.rows, index=pd.RangeIndex(len(run.rows), name="epoch")), ending, split, resumed
@@ -242,6 +237,7 @@ def _epoch(
     epoch: int,
     device: torch.device,
     sparse: _Sparse | None,
+    by_hand: KernelStep | None,
 ) -> dict[str, float]:
     start = time.perf_counter()
     kl_weight = config.kl_weight(epoch)
@@ -255,7 +251,9 @@ def _epoch(
         network.train()
         parts = torch.zeros(len(minibatches), 4, device=device)  # read once an epoch, so that no step waits for it
         answers = torch.zeros(len(labelled), 2, device=device)
-        for step, rows in enumerate(minibatches):
+        if by_hand is not None:
+            parts = by_hand.epoch(minibatches, kl_weight)
+        for step, rows in enumerate(minibatches if by_hand is None else []):
             elbo = network.elbo(gather(cells, rows, device, None if sparse is None else sparse.cells))
             loss = elbo.loss(kl_weight)
             if isinstance(network, SemiSupervised):
@@ -395,8 +393,8 @@ def _keep(path: str | Path, state: Checkpoint) -> None:
 def _state(network: Network, optimizer: torch.optim.Optimizer, run: _Run, identity: dict[str, Any]) -> Checkpoint:
     moments = optimizer.state_dict()["state"]
     return Checkpoint(
-        weights=network.state_dict(),
-        moments={f"{i}/{name}": value for i, state in moments.items() for name, value in state.items()},
+        weights=_snapshot(network),
+        moments={f"{i}/{name}": value.clone() for i, state in moments.items() for name, value in state.items()},
         progress={"rows": run.rows, "best": run.best, "since_best": run.since_best},
         identity=identity,
     )
@@ -409,8 +407,5 @@ def _restore(checkpoint: Checkpoint, network: Network, optimizer: torch.optim.Op
         i, name = key.split("/")
         state.setdefault(int(i), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    for weight, moments in optimizer.state.items():
-        for name in ("exp_avg", "exp_avg_sq"):  # laid in memory as the weight is: fused Adam goes by memory
-            moments[name] = torch.empty_like(weight).copy_(moments[name])
     run.rows = list(checkpoint.progress["rows"])
     run.best, run.since_best = checkpoint.progress["best"], checkpoint.progress["since_best"]

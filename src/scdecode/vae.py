@@ -203,9 +203,9 @@ class VAE(nn.Module):
 
     def dispersion(self, output: DecoderOutput, codes: Tensor, genes: Tensor | None = None) -> Tensor | None:
         """Log inverse dispersion that broadcasts with the output; None for the Poisson, which has none."""
-        return self._log_theta(output.log_theta, codes, genes)
+        return self.log_theta_of(output.log_theta, codes, genes)
 
-    def _log_theta(self, by_cell: Tensor | None, codes: Tensor, genes: Tensor | None = None) -> Tensor | None:
+    def log_theta_of(self, by_cell: Tensor | None, codes: Tensor, genes: Tensor | None = None) -> Tensor | None:
         """The same, from what the decoder says of it where it depends on the cell."""
         if self.config.gene_likelihood == "poisson":
             return None
@@ -248,7 +248,7 @@ class VAE(nn.Module):
         if isinstance(self.decoder, Decoder):
             return self._heads_loss(self.decoder, self.decoder.mlp(x, one_hot), cells, log_library)
         logits = self.decoder.logits(x, one_hot, zero_inflated=kind == "zinb", cell_dispersion=by_cell)
-        log_theta = self._log_theta(logits.log_theta, cells.codes_nc)
+        log_theta = self.log_theta_of(logits.log_theta, cells.codes_nc)
         return fused_likelihood(
             logits.scale, log_library, log_theta, logits.zi_logits, cells.rows, kind, softmax=logits.softmax
         )
@@ -261,7 +261,7 @@ class VAE(nn.Module):
             decoder.scale,
             decoder.zi_logits if kind == "zinb" else None,
             log_library,
-            self._log_theta(by_cell, cells.codes_nc),
+            self.log_theta_of(by_cell, cells.codes_nc),
             cells.rows,
             kind,
             softmax=decoder.softmax,

@@ -1,4 +1,4 @@
-"""Torch's Adam, with a step that is one pass over each weight, its gradient and its moments."""
+"""Torch's Adam for weights that lie in one piece of memory, one pass over all of them."""
 
 from __future__ import annotations
 
@@ -8,51 +8,97 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scdecode.kernels.threads import over_blocks
 
+_ALIGNED = 16  # numbers: torch's products round otherwise where memory begins elsewhere than at 64 bytes
+
 
 class KernelAdam(torch.optim.Adam):
-    """Adam (Kingma and Ba 2015, ICLR) for weights on the CPU; its state is that of :class:`torch.optim.Adam`.
+    """Adam (Kingma and Ba 2015, ICLR) on the CPU; its state is that of :class:`torch.optim.Adam`.
 
-    Each weight is taken as it lies in memory, so its moments and its gradient have to lie alike; those that do not
-    are laid anew.
+    At the first step, or by :meth:`lay`, the weights that have a gradient move into one piece of memory, their
+    gradients and moments into others, each weight as it lay.
     """
+
+    _n_steps = 0
+    _stretches: dict[nn.Parameter, tuple[int, int]] | None = None
+    """Where each weight lies."""
+    _gradients: dict[nn.Parameter, Tensor]
+    """The places of the gradients; those that come elsewhere are copied there."""
+
+    def lay(self, weights: list[nn.Parameter] | None = None) -> None:
+        """Move the weights, by default those that have a gradient; what is in them and in their moments stays."""
+        (group,) = self.param_groups
+        if weights is None:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+        starts = np.cumsum([0, *(-(-weight.numel() // _ALIGNED) * _ALIGNED for weight in weights)]).tolist()
+        self._flat = [torch.zeros(starts[-1]) for _ in range(4)]
+        self._arrays = [one.numpy() for one in self._flat]
+        self._stretches, self._gradients = {}, {}
+        steps = {float(self.state[weight]["step"]) for weight in weights if self.state[weight]}
+        assert len(steps) <= 1, "all weights took the same steps"
+        self._n_steps = int(steps.pop()) if steps else 0
+        step = torch.tensor(float(self._n_steps))
+        for weight, start in zip(weights, starts, strict=False):
+            state, stop = self.state[weight], start + weight.numel()
+            views = [_view(one[start:stop], weight) for one in self._flat]
+            for view, source in zip(
+                views, (weight.detach(), weight.grad, state.get("exp_avg"), state.get("exp_avg_sq")), strict=True
+            ):
+                if source is not None:
+                    view.copy_(source)
+            weight.data, weight.grad, state["exp_avg"], state["exp_avg_sq"] = views
+            state["step"] = step
+            self._stretches[weight], self._gradients[weight] = (start, stop), views[1]
+        self._step = step
+
+    def stretch(self, weight: nn.Parameter) -> tuple[int, int]:
+        """Where the numbers of a weight lie."""
+        assert self._stretches is not None
+        return self._stretches[weight]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Change the weights that have a gradient."""
-        from scdecode.kernels.adam_loops import BLOCK, adam_blocks
+        """Change the weights."""
+        from scdecode.kernels.adam_loops import BLOCK
 
         assert closure is None, "a step here evaluates nothing"
-        for group in self.param_groups:
-            beta1, beta2 = group["betas"]
-            fixed = [np.float32(x) for x in (beta1, beta2, group["weight_decay"])]
-            eps = np.float32(group["eps"])
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["step"] = torch.zeros(())
-                    state["exp_avg"] = torch.zeros_like(weight)
-                    state["exp_avg_sq"] = torch.zeros_like(weight)
-                state["step"] += 1
-                n = float(state["step"])
-                arrays = (_memory(x, weight) for x in (weight, weight.grad, state["exp_avg"], state["exp_avg_sq"]))
-                step_size = np.float32(group["lr"] / (1 - beta1**n))
-                root_correction = np.float32(1 / math.sqrt(1 - beta2**n))
-                n_blocks = -(-weight.numel() // BLOCK)
-                over_blocks(adam_blocks, n_blocks, *arrays, *fixed, step_size, root_correction, eps)
+        if self._stretches is None:
+            self.lay()
+        for weight, place in self._gradients.items():
+            if weight.grad is not place and weight.grad is not None:
+                place.copy_(weight.grad)
+        self.begin_step()
+        n = len(self._arrays[0])
+
+        def part(first: int, last: int) -> None:
+            self.change(first * BLOCK, min(last * BLOCK, n))
+
+        over_blocks(part, -(-n // BLOCK))
+
+    def begin_step(self) -> None:
+        """Count a step, the parts of which :meth:`change` takes."""
+        (group,) = self.param_groups
+        beta1, beta2 = group["betas"]
+        self._n_steps += 1
+        self._step.fill_(self._n_steps)
+        step_size = group["lr"] / (1 - beta1**self._n_steps)
+        root_correction = 1 / math.sqrt(1 - beta2**self._n_steps)
+        numbers = (beta1, beta2, group["weight_decay"], step_size, root_correction, group["eps"])
+        self._numbers = tuple(np.float32(x) for x in numbers)
+
+    def change(self, first: int, last: int) -> None:
+        """Change the numbers ``first`` to ``last``."""
+        from scdecode.kernels.adam_loops import adam
+
+        adam(*(one[first:last] for one in self._arrays), *self._numbers)
 
 
-def _memory(x: Tensor, like: Tensor) -> np.ndarray:
-    """The numbers of ``x`` in the order in which those of ``like`` lie in memory; its own memory where it lies so."""
-    if x.stride() != like.stride():
-        x = torch.empty_like(like).copy_(x)
-    x = x.detach()
-    if x.ndim == 2 and not x.is_contiguous():
-        x = x.t()
-    assert x.is_contiguous(), "a weight lies plainly or turned round"
-    return x.reshape(-1).numpy()
+def _view(memory: Tensor, like: Tensor) -> Tensor:
+    """``memory`` in the shape of ``like``, laid as that is."""
+    if like.ndim == 2 and not like.is_contiguous():
+        return memory.view(like.shape[::-1]).t()
+    assert like.is_contiguous(), "a weight lies plainly or turned round"
+    return memory.view(like.shape)

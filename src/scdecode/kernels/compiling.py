@@ -27,8 +27,8 @@ def _run(index: type) -> None:
     sparse_loops.gather_rows(rows, indptr.astype(index), indices.astype(index), values, indptr.copy(), ids, row, logs)
     sparse_loops.turn_round(indptr, ids, logs, indptr.copy(), indices.copy(), row)
     sparse_loops.product_blocks(*block, indptr, ids, logs, one, row, one.copy())
-    sparse_loops.gradient_blocks(*block, indptr, ids, logs, one, one.copy())
-    adam_loops.adam_blocks(0, 1, row.copy(), row, row.copy(), row.copy(), *np.ones(6, np.float32))
+    sparse_loops.gradient(*block, indptr, ids, logs, one, one.copy())
+    adam_loops.adam(row.copy(), row, row.copy(), row.copy(), *np.ones(6, np.float32))
     likelihood_loops.likelihood_blocks(
         *block, likelihood_loops.ZINB, True, False, True, one, row, one, one, indptr, ids, values, row,
         row.copy(), one.copy(), row.copy(), one.copy(), one.copy(),

@@ -1,18 +1,70 @@
 """The decoder's heads and -log p(x) of their output, as one step of torch's autograd.
 
-What is gained over a linear layer before :class:`~scdecode.kernels.likelihood.FusedLikelihood`: the gradient takes the
-memory of the logits, which are still in the cache, and which nothing else needs.
+Each thread takes some cells from the last hidden layer through the products with the heads, the likelihood and the
+products back, while their logits are in its cache. The gradient takes the memory of the logits, which nothing else
+needs. The gradients of the heads themselves are sums over cells, so there each thread takes some genes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scdecode.kernels.likelihood import Gradients, likelihood_and_gradients
+from scdecode.kernels.likelihood import Likelihood, n_blocks
 from scdecode.kernels.rows import SparseRows
+from scdecode.kernels.threads import side_by_side
+
+_GENES = 256  # of a product that yields a gradient, at least
+
+
+@dataclass(frozen=True, eq=False)
+class Heads:
+    """What is multiplied with the last hidden layer: the scale, and the zero inflation where there is one."""
+
+    weights: Sequence[Tensor]  # (g, h) each
+    biases: Sequence[Tensor]  # (g,) each
+
+    def compute(self, hidden: Tensor, likelihood: Likelihood, logits: Sequence[Tensor]) -> Tensor:
+        """Fill the likelihood's results and ``logits``, ``(n, g)`` each, which end as the gradients of the logits.
+
+        Returned is the gradient of the hidden layer, ``(n, h)``; without gradients it is not filled.
+        """
+        from scdecode.kernels.likelihood_loops import ROWS
+        from scdecode.kernels.small_loops import fill_rows
+
+        n, d_hidden = len(hidden), torch.empty(hidden.shape)
+
+        def part(first: int, last: int) -> None:
+            cells = slice(first * ROWS, min(last * ROWS, n))
+            for out, weight, bias in zip(logits, self.weights, self.biases, strict=True):
+                fill_rows(out.numpy()[cells], bias.numpy())
+                out[cells].addmm_(hidden[cells], weight.t())
+            likelihood.blocks(first, last, logits, logits)
+            if likelihood.gradients:
+                for i, (d_logits, weight) in enumerate(zip(logits, self.weights, strict=True)):
+                    d_hidden[cells].addmm_(d_logits[cells], weight, beta=int(i > 0))
+
+        side_by_side(part, n_blocks(n))
+        return d_hidden
+
+    def gradients(self, hidden: Tensor, d_logits: Sequence[Tensor]) -> list[Tensor]:
+        """The gradient of each head's weight and bias."""
+        made = [
+            (torch.empty(weight.shape), torch.empty(bias.shape))
+            for weight, bias in zip(self.weights, self.biases, strict=True)
+        ]
+
+        def part(first: int, last: int) -> None:
+            for d_logit, (d_weight, d_bias) in zip(d_logits, made, strict=True):
+                torch.mm(d_logit[:, first:last].t(), hidden, out=d_weight[first:last])
+                torch.sum(d_logit[:, first:last], 0, out=d_bias[first:last])
+
+        side_by_side(part, len(self.weights[0]), least=_GENES)
+        return [one for pair in made for one in pair]
 
 
 class HeadsLikelihood(torch.autograd.Function):
@@ -33,36 +85,32 @@ class HeadsLikelihood(torch.autograd.Function):
         softmax: bool,
     ) -> Tensor:
         """The values, and the gradients kept for :meth:`backward`."""
+        n = len(hidden)
+        given = [(weight, bias), *([] if zi_weight is None or zi_bias is None else [(zi_weight, zi_bias)])]
+        heads = Heads([weight.detach() for weight, _ in given], [bias.detach() for _, bias in given])
 
-        def compute(cell_weight: Tensor, *, gradients: bool) -> tuple[Tensor, Gradients | None]:
-            zi_logits = None
-            if zi_weight is not None and zi_bias is not None:
-                zi_logits = torch.addmm(zi_bias, hidden, zi_weight.t())
-            logits = torch.addmm(bias, hidden, weight.t())
-            return likelihood_and_gradients(
-                logits, log_library, log_theta, zi_logits, rows, kind, softmax, cell_weight,
-                gradients=gradients, in_place=True,
-            )  # fmt: skip
+        def compute(cell_weight: Tensor, *, gradients: bool) -> tuple[Tensor, tuple[Any, ...]]:
+            asked = Likelihood.of(rows, kind, softmax, log_library, log_theta, cell_weight, gradients=gradients)
+            logits = [torch.empty(n, rows.n_genes) for _ in given]
+            d_hidden = heads.compute(hidden.detach(), asked, logits)
+            return asked.loss, (logits, d_hidden, asked.other_gradients())
 
-        ctx.kept = (hidden, weight, zi_weight)
-        ctx.cell_weight, ctx.compute = torch.full((len(hidden),), 1.0 / len(hidden)), compute
-        loss, ctx.gradients = compute(ctx.cell_weight, gradients=any(ctx.needs_input_grad))
+        ctx.heads, ctx.hidden, ctx.compute = heads, hidden.detach(), compute
+        ctx.cell_weight = torch.full((n,), 1.0 / n)
+        loss, ctx.kept = compute(ctx.cell_weight, gradients=any(ctx.needs_input_grad))
         return loss
 
     @staticmethod
     def backward(ctx: Any, cell_weight: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of the inputs, and None for what is no tensor."""
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None or not torch.equal(cell_weight, ctx.cell_weight):
-            _, gradients = ctx.compute(cell_weight.contiguous(), gradients=True)
-        d_logits, d_library, d_theta, d_zi = gradients
-        hidden, weight, zi_weight = ctx.kept
-        d_hidden, d_weight, d_bias = d_logits @ weight, d_logits.t() @ hidden, d_logits.sum(0)
-        d_zi_weight = d_zi_bias = None
-        if d_zi is not None:
-            d_hidden.addmm_(d_zi, zi_weight)
-            d_zi_weight, d_zi_bias = d_zi.t() @ hidden, d_zi.sum(0)
-        return d_hidden, d_weight, d_bias, d_zi_weight, d_zi_bias, d_library, d_theta, None, None, None
+        kept, ctx.kept = ctx.kept, None
+        if kept is None or not torch.equal(cell_weight, ctx.cell_weight):
+            _, kept = ctx.compute(cell_weight.contiguous(), gradients=True)
+        d_logits, d_hidden, others = kept
+        of_heads: list[Tensor | None] = [*ctx.heads.gradients(ctx.hidden, d_logits)]
+        if len(of_heads) == 2:
+            of_heads += [None, None]
+        return d_hidden, *of_heads, *others, None, None, None
 
 
 def heads_likelihood(

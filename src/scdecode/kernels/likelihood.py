@@ -5,6 +5,8 @@ The reference is :mod:`scdecode.likelihoods` with the softmax or softplus of :mo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,14 +14,96 @@ import torch
 from torch import Tensor
 
 from scdecode.kernels.rows import SparseRows
-from scdecode.kernels.threads import over_blocks
+from scdecode.kernels.threads import side_by_side
 
 _KINDS = {"nb": 0, "zinb": 1, "poisson": 2}
 _EMPTY = np.empty((0, 0), np.float32)
 
 
-Gradients = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-"""With respect to the logits, the log library size, log theta and the logits of the zero inflation."""
+@dataclass(frozen=True, eq=False)
+class Likelihood:
+    """-log p(x) of the cells of a minibatch: what is given beside the logits, and where the results go.
+
+    Parameters
+    ----------
+    rows
+        The counts.
+    kind
+        ``"nb"``, ``"zinb"`` or ``"poisson"``.
+    softmax
+        Whether the scale is the softmax of its logits, or their softplus.
+    log_library
+        ``(n, 1)``.
+    log_theta
+        ``(g,)`` or ``(n, g)``; None for ``"poisson"``.
+    weight
+        ``(n,)``: the gradients are those of ``(weight * loss).sum()``.
+    gradients
+        Whether to compute them.
+    """
+
+    rows: SparseRows
+    kind: str
+    softmax: bool
+    log_library: Tensor
+    log_theta: Tensor | None
+    weight: Tensor
+    gradients: bool
+    loss: Tensor  # (n,)
+    d_library: Tensor  # (n,)
+    d_theta: Tensor | None  # (blocks, g), or (n, g) as theta is
+
+    @classmethod
+    def of(
+        cls,
+        rows: SparseRows,
+        kind: str,
+        softmax: bool,
+        log_library: Tensor,
+        log_theta: Tensor | None,
+        weight: Tensor,
+        *,
+        gradients: bool,
+    ) -> Likelihood:
+        """With memory for the results."""
+        n = len(rows)
+        d_theta = None
+        if gradients and log_theta is not None:
+            d_theta = torch.zeros(n if log_theta.ndim == 2 else n_blocks(n), rows.n_genes)
+        return cls(
+            rows, kind, softmax, log_library, log_theta, weight, gradients, torch.empty(n), torch.empty(n), d_theta
+        )
+
+    def blocks(self, first: int, last: int, logits: Sequence[Tensor], d_logits: Sequence[Tensor]) -> None:
+        """Compute blocks ``first`` to ``last`` of cells.
+
+        The logits are ``(n, g)`` each: of the scale and, for ``"zinb"`` alone, of the zero inflation. Their gradients
+        may take their memory.
+        """
+        from scdecode.kernels.likelihood_loops import likelihood_blocks
+
+        by_cell = self.log_theta is not None and self.log_theta.ndim == 2
+        rows, g = self.rows, self.rows.n_genes
+        likelihood_blocks(
+            first, last, _KINDS[self.kind], self.softmax, by_cell, self.gradients,
+            _array(logits[0]), _array(self.log_library).reshape(-1), _array(self.log_theta).reshape(-1, g),
+            _array(*logits[1:]), rows.indptr, rows.indices, rows.values, _array(self.weight), self.loss.numpy(),
+            _array(*d_logits[:1]), self.d_library.numpy(), _array(self.d_theta), _array(*d_logits[1:]),
+        )  # fmt: skip
+
+    def other_gradients(self) -> tuple[Tensor, Tensor | None]:
+        """Those of the log library size and of log theta, in their shapes."""
+        d_theta = self.d_theta
+        if d_theta is not None and self.log_theta is not None and self.log_theta.ndim == 1:
+            d_theta = d_theta.sum(0)
+        return self.d_library[:, None], d_theta
+
+
+def n_blocks(n_cells: int) -> int:
+    """How many blocks of cells there are."""
+    from scdecode.kernels.likelihood_loops import ROWS
+
+    return -(-n_cells // ROWS)
 
 
 class FusedLikelihood(torch.autograd.Function):
@@ -40,13 +124,17 @@ class FusedLikelihood(torch.autograd.Function):
         softmax: bool,
     ) -> Tensor:
         """The values, and the gradients kept for :meth:`backward`."""
+        n = len(logits)
 
-        def compute(weight: Tensor, *, gradients: bool) -> tuple[Tensor, Gradients | None]:
-            return likelihood_and_gradients(
-                logits, log_library, log_theta, zi_logits, rows, kind, softmax, weight, gradients=gradients
-            )
+        def compute(weight: Tensor, *, gradients: bool) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+            likelihood = Likelihood.of(rows, kind, softmax, log_library, log_theta, weight, gradients=gradients)
+            given = [logits] if zi_logits is None else [logits, zi_logits]
+            made = [torch.empty(logits.shape) for _ in given] if gradients else []
+            side_by_side(lambda first, last: likelihood.blocks(first, last, given, made), n_blocks(n))
+            d_logits, d_zi = (*made, None, None)[:2]
+            return likelihood.loss, (d_logits, *likelihood.other_gradients(), d_zi)
 
-        ctx.weight, ctx.compute = torch.full((len(logits),), 1.0 / len(logits)), compute
+        ctx.weight, ctx.compute = torch.full((n,), 1.0 / n), compute
         loss, ctx.gradients = compute(ctx.weight, gradients=any(ctx.needs_input_grad))
         return loss
 
@@ -69,75 +157,12 @@ def fused_likelihood(
     *,
     softmax: bool,
 ) -> Tensor:
-    """-log p(x) of each cell, ``(n,)``; the arguments are those of :func:`likelihood_and_gradients`."""
+    """-log p(x) of each cell, ``(n,)``; the arguments are those of :class:`Likelihood`."""
     loss: Tensor = FusedLikelihood.apply(  # type: ignore[no-untyped-call]
         logits, log_library, log_theta, zi_logits, rows, kind, softmax
     )
     return loss
 
 
-def likelihood_and_gradients(
-    logits: Tensor,
-    log_library: Tensor,
-    log_theta: Tensor | None,
-    zi_logits: Tensor | None,
-    rows: SparseRows,
-    kind: str,
-    softmax: bool,
-    weight: Tensor,
-    *,
-    gradients: bool,
-    in_place: bool = False,
-) -> tuple[Tensor, Gradients | None]:
-    """-log p(x) of each cell, ``(n,)``, and the gradients of ``(weight * loss).sum()``.
-
-    Parameters
-    ----------
-    logits
-        ``(n, g)`` float32, contiguous: of the scale.
-    log_library
-        ``(n, 1)``.
-    log_theta
-        ``(g,)`` or ``(n, g)``; unused for ``"poisson"``.
-    zi_logits
-        ``(n, g)``; used for ``"zinb"`` alone.
-    rows
-        The counts.
-    kind
-        ``"nb"``, ``"zinb"`` or ``"poisson"``.
-    softmax
-        Whether the scale is the softmax of its logits, or their softplus.
-    weight
-        ``(n,)``.
-    gradients
-        Whether to compute them.
-    in_place
-        Whether the gradients may take the memory of ``logits`` and ``zi_logits``.
-    """
-    from scdecode.kernels.likelihood_loops import ROWS, likelihood_blocks
-
-    n, g = logits.shape
-    assert not in_place or logits.is_contiguous()
-    n_blocks = -(-n // ROWS)
-    by_cell = log_theta is not None and log_theta.ndim == 2
-    loss, d_library = torch.empty(n), torch.empty(n)
-    d_logits = logits if in_place or not gradients else torch.empty(n, g)
-    d_zi = zi_logits if in_place or not gradients or zi_logits is None else torch.empty(n, g)
-    d_theta = None
-    if gradients and log_theta is not None:
-        d_theta = torch.zeros(n if by_cell else n_blocks, g)
-    over_blocks(
-        likelihood_blocks, n_blocks, _KINDS[kind], softmax, by_cell, gradients,
-        _array(logits), _array(log_library).reshape(-1), _array(log_theta).reshape(-1, g), _array(zi_logits),
-        rows.indptr, rows.indices, rows.values, _array(weight),
-        loss.numpy(), _array(d_logits), d_library.numpy(), _array(d_theta), _array(d_zi),
-    )  # fmt: skip
-    if not gradients:
-        return loss, None
-    if d_theta is not None and not by_cell:
-        d_theta = d_theta.sum(0)
-    return loss, (d_logits, d_library[:, None], d_theta, d_zi)
-
-
-def _array(x: Tensor | None) -> np.ndarray:
+def _array(x: Tensor | None = None) -> np.ndarray:
     return _EMPTY if x is None else x.detach().contiguous().numpy()

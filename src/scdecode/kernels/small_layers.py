@@ -105,7 +105,7 @@ class ConditionedLinear(torch.autograd.Function):
         ctx.kept, ctx.firsts = (x, codes, weight), firsts
         out = torch.addmm(bias, x, weight[:, : x.shape[1]].t())
         for column, first in firsts:
-            add_columns(out.numpy(), _array(weight), codes.numpy()[:, column], first)
+            add_columns(out.numpy(), _array(weight.t()), codes.numpy()[:, column], first)
         return out
 
     @staticmethod
@@ -115,11 +115,11 @@ class ConditionedLinear(torch.autograd.Function):
 
         x, codes, weight = ctx.kept
         n_in = x.shape[1]
-        d_weight = torch.zeros_like(weight)
-        d_weight[:, :n_in] = d_out.t() @ x
+        d_weight = torch.zeros(weight.shape[::-1])  # by input: a row is a column of the weight
+        torch.mm(x.t(), d_out, out=d_weight[:n_in])
         for column, first in ctx.firsts:
             add_columns_gradient(_array(d_out), codes.numpy()[:, column], first, d_weight.numpy())
-        return d_out @ weight[:, :n_in], None, d_weight, d_out.sum(0), None
+        return d_out @ weight[:, :n_in], None, d_weight.t(), d_out.sum(0), None
 
 
 def conditioned_linear(

@@ -14,6 +14,15 @@ _ZERO, _ONE = _F(0.0), _F(1.0)
 
 
 @_loop
+def fill_rows(out, row):  # type: ignore[no-untyped-def]
+    """Write ``row`` into each row of ``out``."""
+    for i in range(len(out)):
+        target = out[i]
+        for j in range(len(row)):
+            target[j] = row[j]
+
+
+@_loop
 def _add(total, row):  # type: ignore[no-untyped-def]
     for j in range(len(total)):
         total[j] += row[j]
@@ -130,17 +139,13 @@ def draw_gradient(mean, variance, noise, floor, d_z, d_kl, d_mean, d_log_varianc
 
 @_loop
 def add_columns(out, weight, codes, first):  # type: ignore[no-untyped-def]
-    """Add to each row of ``out`` the column of its code."""
+    """Add to each row of ``out``, ``(n, h)``, the row of its code of ``weight``, ``(inputs, h)``."""
     for i in range(len(out)):
-        column = weight[:, first + codes[i]]
-        for j in range(len(column)):
-            out[i, j] += column[j]
+        _add(out[i], weight[first + codes[i]])
 
 
 @_loop
 def add_columns_gradient(d_out, codes, first, d_weight):  # type: ignore[no-untyped-def]
-    """Add each row of ``d_out`` to the column of its code, cell after cell."""
+    """Add each row of ``d_out`` to the row of its code, cell after cell."""
     for i in range(len(d_out)):
-        at = first + codes[i]
-        for j in range(d_out.shape[1]):
-            d_weight[j, at] += d_out[i, j]
+        _add(d_weight[first + codes[i]], d_out[i])

@@ -1,18 +1,21 @@
 """The first layer of the encoder: log1p of sparse counts times a matrix, as one step of torch's autograd.
 
 A count meets a column of torch's ``(h, g)`` weight, so the loops want it by gene, ``(g, h)`` in memory. A weight that
-lies so (:func:`lay_by_gene`) is used as it is, and its gradient comes laid likewise; another is copied at each call.
+lies so (:func:`lay_by_input`) is used as it is, and its gradient comes laid likewise; another is copied at each call.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scdecode.kernels.rows import SparseRows
-from scdecode.kernels.threads import over_blocks
+from scdecode.kernels.threads import over_blocks, side_by_side
+
+_GENES = 64  # of which a thread computes the gradient, at least
 
 
 class SparseLinear(torch.autograd.Function):
@@ -40,33 +43,43 @@ def sparse_linear(rows: SparseRows, weight: Tensor, bias: Tensor | None) -> Tens
 
 def sparse_product(rows: SparseRows, weight: Tensor, bias: Tensor) -> Tensor:
     """``log1p(X) W' + b``, ``(n, h)``."""
+    out = torch.empty(len(rows), len(weight))
+    product(rows, weight.detach().t().contiguous().numpy(), bias.detach().numpy(), out.numpy())
+    return out
+
+
+def product(rows: SparseRows, weight_gh: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
+    """The same into ``out``."""
     from scdecode.kernels.sparse_loops import ROWS, product_blocks
 
-    out = torch.empty(len(rows), len(weight))
-    weight_gh = weight.detach().t().contiguous().numpy()
     n_blocks = -(-len(rows) // ROWS)
-    over_blocks(
-        product_blocks, n_blocks, rows.indptr, rows.indices, rows.logs, weight_gh, bias.detach().numpy(), out.numpy()
-    )
-    return out
+    over_blocks(product_blocks, n_blocks, rows.indptr, rows.indices, rows.logs, weight_gh, bias, out)
 
 
 def sparse_gradient(rows: SparseRows, d_out: Tensor) -> Tensor:
     """``d_out' log1p(X)``, ``(h, g)``, laid by gene."""
-    from scdecode.kernels.sparse_loops import GENES, gradient_blocks
-
     d_weight_gh = torch.empty(rows.n_genes, d_out.shape[1])
-    n_blocks = -(-rows.n_genes // GENES)
     d_out_nh = d_out.detach().contiguous().numpy()
-    over_blocks(gradient_blocks, n_blocks, rows.gene_indptr, rows.cells, rows.cell_logs, d_out_nh, d_weight_gh.numpy())
+
+    def part(first: int, last: int) -> None:
+        gradient_of_genes(rows, d_out_nh, d_weight_gh.numpy(), first, last)
+
+    side_by_side(part, rows.n_genes, least=_GENES)
     return d_weight_gh.t()
 
 
-def lay_by_gene(weight: nn.Parameter) -> None:
-    """Let a weight lie in memory by gene; its shape, its values and what refers to it stay."""
+def gradient_of_genes(rows: SparseRows, d_out_nh: np.ndarray, d_weight_gh: np.ndarray, first: int, last: int) -> None:
+    """The same for genes ``first`` to ``last``, into ``d_weight_gh``."""
+    from scdecode.kernels.sparse_loops import gradient
+
+    gradient(first, last, rows.gene_indptr, rows.cells, rows.cell_logs, d_out_nh, d_weight_gh)
+
+
+def lay_by_input(weight: Tensor) -> None:
+    """Let a weight lie in memory by input; its shape, its values and what refers to it stay."""
     weight.data = weight.detach().t().contiguous().t()
 
 
-def lay_plainly(weight: nn.Parameter) -> None:
-    """Undo :func:`lay_by_gene`."""
-    weight.data = weight.detach().contiguous()
+def lay_plainly(weight: Tensor) -> None:
+    """Give a weight a memory of its own, in the order of its shape."""
+    weight.data = weight.detach().clone(memory_format=torch.contiguous_format)

@@ -10,8 +10,6 @@ from scdecode.kernels.jit import jit
 
 ROWS = 8
 """Cells in a block of the product."""
-GENES = 64
-"""Genes in a block of the gradient."""
 
 _LOG1P = np.log1p(np.arange(256, dtype=np.float64)).astype(np.float32)  # most counts are small whole numbers
 _loop = jit(fastmath={"contract"})
@@ -89,9 +87,9 @@ def product_blocks(first, last, indptr, indices, logs, weight_gh, bias, out_nh):
 
 
 @_loop
-def gradient_blocks(first, last, gene_indptr, cells, cell_logs, d_out_nh, d_weight_gh):  # type: ignore[no-untyped-def]
-    """Blocks of genes of ``dW = X' dout``."""
-    for j in range(first * GENES, min(last * GENES, len(d_weight_gh))):
+def gradient(first, last, gene_indptr, cells, cell_logs, d_out_nh, d_weight_gh):  # type: ignore[no-untyped-def]
+    """Genes ``first`` to ``last`` of ``dW = X' dout``."""
+    for j in range(first, last):
         row = d_weight_gh[j]
         row[:] = np.float32(0.0)
         _add_multiples(row, d_out_nh, cells, cell_logs, gene_indptr[j], gene_indptr[j + 1])

@@ -1,7 +1,9 @@
-"""Loops over blocks, in as many threads as torch has.
+"""Work shared among threads of our own, each of which runs torch and the compiled loops alone.
 
-The compiled loops let go of Python's lock, so plain threads run them side by side. Threads that sleep while they wait
-suit the work beside torch: a second pool that spins (OpenMP's) would fight with torch's own for the cores.
+torch's own threads (OpenMP's) meet after every operation, and wait for the next one by spinning: between two products
+they would fight with the loops for the cores. Here each thread takes a share of the cells or of the genes through
+several operations at once, matrix products among them, and sleeps when it has nothing to do. torch and the loops let
+go of Python's lock while they compute.
 """
 
 from __future__ import annotations
@@ -9,37 +11,111 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
 import torch
 
-_Task = tuple[Callable[..., None], int, int, tuple[Any, ...], "SimpleQueue[BaseException | None]"]
-_tasks: SimpleQueue[_Task] = SimpleQueue()
+_Part = Callable[[int, int], None]
+
+
+class Pending:
+    """Something that another thread is doing, or has done."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function: Callable[[], Any] | None = function
+        self._done = threading.Lock()
+        self._done.acquire()
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Do it, in this thread."""
+        assert self._function is not None, "done once"
+        try:
+            self._value = self._function()
+        except BaseException as error:  # raised where the result is asked for
+            self._error = error
+        self._function = None  # holds on to no array
+        self._done.release()
+
+    def wait(self) -> None:
+        """Until it is done."""
+        with self._done:
+            pass
+
+    def result(self) -> Any:
+        """What came of it, once it is done; an error of it is raised here."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+_tasks: SimpleQueue[Pending] = SimpleQueue()
 _workers: list[threading.Thread] = []
 _starting = threading.Lock()
+_state = threading.local()
+
+
+@contextmanager
+def own_threads() -> Iterator[None]:
+    """Within, work is shared among as many threads as torch has, and torch itself computes in the one that calls it."""
+    n = torch.get_num_threads()
+    if n == 1 or n_threads() > 1:
+        yield
+        return
+    _state.n = n
+    torch.set_num_threads(1)
+    try:
+        _start(n - 1)
+        yield
+    finally:
+        _state.n = 1
+        torch.set_num_threads(n)
+
+
+def n_threads() -> int:
+    """Among how many threads work is shared here: one outside of :func:`own_threads`."""
+    return getattr(_state, "n", 1)
+
+
+def side_by_side(part: _Part, n: int, *, least: int = 1) -> None:
+    """Call ``part(first, last)`` on stretches of ``range(n)``, at least ``least`` long, each in a thread."""
+    n_parts = max(1, min(n_threads(), n // least))
+    if n_parts == 1:
+        part(0, n)
+        return
+    stops = [n * i // n_parts for i in range(n_parts + 1)]
+    others = [in_background(partial(part, first, last)) for first, last in itertools.pairwise(stops[1:])]
+    try:
+        part(0, stops[1])
+    finally:  # whatever happens, no thread may still write into the caller's arrays
+        for other in others:
+            other.wait()
+    for other in others:
+        other.result()
 
 
 def over_blocks(loop: Callable[..., None], n_blocks: int, *arguments: Any) -> None:
     """Call ``loop(first, last, *arguments)`` so that every block is done once, by whichever thread."""
-    n = min(torch.get_num_threads(), n_blocks)
-    if n <= 1:
+    if n_threads() == 1:
         loop(0, n_blocks, *arguments)
-        return
-    if len(_workers) < n - 1:
-        _start(n - 1)
-    done: SimpleQueue[BaseException | None] = SimpleQueue()
-    stops = [n_blocks * i // n for i in range(n + 1)]
-    for first, last in itertools.pairwise(stops[1:]):
-        _tasks.put((loop, first, last, arguments, done))
-    try:
-        loop(0, stops[1], *arguments)
-    finally:  # whatever happens, no thread may still write into the caller's arrays
-        errors = [done.get() for _ in range(n - 1)]
-    for error in errors:
-        if error is not None:
-            raise error
+    else:
+        side_by_side(lambda first, last: loop(first, last, *arguments), n_blocks)
+
+
+def in_background(function: Callable[[], Any]) -> Pending:
+    """Let another thread do something; where there is none, it is done at once."""
+    pending = Pending(function)
+    if n_threads() == 1:
+        pending.run()
+    else:
+        _tasks.put(pending)
+    return pending
 
 
 def _start(n_workers: int) -> None:
@@ -50,16 +126,11 @@ def _start(n_workers: int) -> None:
             _workers.append(worker)
 
 
-def _work(tasks: SimpleQueue[_Task]) -> None:
+def _work(tasks: SimpleQueue[Pending]) -> None:
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
     while True:
-        loop, first, last, arguments, done = tasks.get()
-        try:
-            loop(first, last, *arguments)
-        except BaseException as error:
-            done.put(error)
-        else:
-            done.put(None)
-        del loop, arguments, done  # a thread that waits holds on to no array
+        tasks.get().run()
 
 
 def _forget() -> None:

@@ -1,0 +1,241 @@
+"""A step of training on the CPU as a fixed sequence of loops and products, its gradients written out.
+
+What is computed is :meth:`scdecode.vae.VAE.elbo`, its gradient and Adam, as torch's autograd would have it; without a
+graph, without memory that is taken and given back, and with three places a step where threads meet: the sparse layer
+and the likelihood share cells among threads, and the gradients of the large weights share genes, where Adam follows at
+once. Networks with other parts than these (:func:`can_step`) are trained by autograd, over the same loops.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scdecode.cells import Cells
+from scdecode.kernels.adam import KernelAdam
+from scdecode.kernels.heads import Heads
+from scdecode.kernels.likelihood import Likelihood
+from scdecode.kernels.rows import Gatherer, SparseRows
+from scdecode.kernels.threads import Pending, in_background, side_by_side
+from scdecode.minibatches import SparseMinibatch, gather
+from scdecode.networks import Decoder
+from scdecode.step_layers import NOTHING, StepHidden, StepPosterior, gradient_of
+from scdecode.vae import VAE
+
+_GENES = 256  # of which a thread computes the gradients of the large weights at once: they stay in its cache
+_CPU = torch.device("cpu")
+
+
+def can_step(network: nn.Module) -> bool:
+    """Whether all parts of a network are among those of :class:`KernelStep`."""
+    if not isinstance(network, VAE) or not network.takes_sparse or not isinstance(network.decoder, Decoder):
+        return False
+    config = network.config
+    return (
+        config.use_batch_norm == "both"
+        and config.use_layer_norm == "none"
+        and config.latent_distribution == "normal"
+        and not config.learns_library
+        and config.batch_representation == "one-hot"
+        and config.dispersion != "gene-cell"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """A minibatch, and the random numbers of its step."""
+
+    cells: SparseMinibatch
+    log_library_n1: Tensor
+    kept: list[np.ndarray]  # of each hidden layer of the encoder: (n, h), zero where dropped; or empty
+    noise: Tensor  # (n, k)
+
+
+class _Ahead:
+    """What another thread does for the next step."""
+
+    _pending: Pending | None = None
+
+    def start(self, function: Callable[[], Any]) -> None:
+        self._pending = in_background(function)
+
+    def result(self) -> Any:
+        return None if self._pending is None else self._pending.result()
+
+
+class KernelStep:
+    """The network, its optimiser, and memory for a step.
+
+    Parameters
+    ----------
+    vae
+        One that :func:`can_step`, whose hidden layers' weights lie by input.
+    optimizer
+        Of its weights, which move into the memory of it.
+    cells
+        To train on.
+    n_cells
+        The largest minibatch.
+    """
+
+    def __init__(self, vae: VAE, optimizer: KernelAdam, cells: Cells, n_cells: int) -> None:
+        assert isinstance(vae.decoder, Decoder), "another decoder has other parts"
+        zero_inflated = vae.config.gene_likelihood == "zinb"
+        layers: list[Any] = [*vae.z_encoder.mlp.layers, *vae.decoder.mlp.layers]
+        heads = [vae.decoder.scale, *([vae.decoder.zi_logits] if zero_inflated else [])]
+        large: list[Any] = [layers[0].linear.weight, *(head.weight for head in heads)]
+        others = [one for layer in layers for one in layer.parameters() if one is not large[0]]
+        others += [*vae.z_encoder.mean.parameters(), *vae.z_encoder.log_variance.parameters()]
+        others += [head.bias for head in heads]
+        self._log_theta = None if vae.config.gene_likelihood == "poisson" else vae.log_theta
+        if self._log_theta is not None:
+            others.append(self._log_theta)
+        optimizer.lay([*others, *large])
+        self._n_others = optimizer.stretch(large[0])[0]
+        self._vae, self._optimizer, self._cells = vae, optimizer, cells
+        self._large = [(optimizer.stretch(weight)[0], weight.numel() // vae.n_genes) for weight in large]
+        self._d_heads = [gradient_of(weight) for weight in large[1:]]
+        self._d_biases = [gradient_of(head.bias) for head in heads]
+        self._gatherers = itertools.cycle([Gatherer(cells.counts), Gatherer(cells.counts)])  # one is read, one written
+        n_encoder = len(vae.z_encoder.mlp.layers)
+        self._encoder = [StepHidden(layer, n_cells) for layer in layers[:n_encoder]]
+        self._posterior = StepPosterior(vae.z_encoder, n_cells)
+        self._decoder = [StepHidden(layer, n_cells) for layer in layers[n_encoder:]]
+        self._heads = Heads([head.weight.detach() for head in heads], [head.bias.detach() for head in heads])
+        self._logits = [torch.empty(n_cells, vae.n_genes) for _ in heads]
+
+    def epoch(self, minibatches: Sequence[np.ndarray], kl_weight: float) -> Tensor:
+        """Take the steps of an epoch.
+
+        Parameters
+        ----------
+        minibatches
+            Positions of the cells of each.
+        kl_weight
+            Of the KL of z.
+
+        Returns
+        -------
+        Tensor
+            ``(steps, 4)`` sums over cells: reconstruction, KL of z, KL of l, and the loss.
+        """
+        parts = np.zeros((len(minibatches), 4), np.float32)
+        drawn = self._draw(self._gather(minibatches[0]))
+        for i, following in enumerate([*minibatches[1:], None]):
+            ahead = _Ahead()
+            try:
+                parts[i] = self._step(drawn, kl_weight, following, ahead)
+            finally:  # whatever happens, no thread may draw random numbers later
+                drawn = ahead.result() or drawn
+        return torch.from_numpy(parts)
+
+    def _step(self, drawn: _Drawn, kl_weight: float, following: np.ndarray | None, ahead: _Ahead) -> list[float]:
+        """One step, and meanwhile the minibatch ``following`` it: the other threads are idle between the regions."""
+        hidden = self._encode(drawn)
+        if following is not None:
+            ahead.start(partial(self._gather, following))
+        latent, kl = self._posterior.forward(hidden, drawn.noise)
+        hidden = self._decode(latent, drawn)
+        likelihood, d_hidden, d_logits = self._likelihood(hidden, drawn)
+        if following is not None:
+            ahead.start(partial(self._draw, ahead.result()))
+        reconstruction, kl_z = float(likelihood.loss.numpy().sum()), float(kl.numpy().sum())
+        d_latent = self._decoder_gradient(d_hidden)
+        self._encoder_gradient(d_latent, kl_weight / len(drawn.cells))
+        self._change(drawn, hidden, d_logits, likelihood)
+        return [reconstruction, kl_z, 0.0, reconstruction + kl_weight * kl_z]
+
+    # -- a minibatch ahead -----------------------------------------------------------------------------------------
+
+    def _gather(self, rows: np.ndarray) -> SparseMinibatch:
+        cells = gather(self._cells, rows, _CPU, next(self._gatherers))
+        assert isinstance(cells, SparseMinibatch)
+        return cells
+
+    def _draw(self, cells: SparseMinibatch) -> _Drawn:
+        """The random numbers are those of torch's own modules, in their order."""
+        kept = [layer.draw(len(cells)) for layer in self._encoder]
+        shape = (len(cells), self._vae.config.n_latent)
+        return _Drawn(cells, cells.library_n1.log(), kept, torch.normal(torch.zeros(shape), torch.ones(shape)))
+
+    # -- there -----------------------------------------------------------------------------------------------------
+
+    def _encode(self, drawn: _Drawn) -> Tensor:
+        x: Tensor | SparseRows = drawn.cells.rows
+        for layer, kept in zip(self._encoder, drawn.kept, strict=True):
+            x = layer.forward(x, drawn.cells.codes_nc.numpy(), kept)
+        assert isinstance(x, Tensor)
+        return x
+
+    def _decode(self, latent: Tensor, drawn: _Drawn) -> Tensor:
+        cells = drawn.cells
+        x = torch.cat([latent, cells.continuous_nd], 1) if self._vae.n_continuous else latent
+        for layer in self._decoder:
+            x = layer.forward(x, cells.codes_nc.numpy(), NOTHING)
+        return x
+
+    def _likelihood(self, hidden: Tensor, drawn: _Drawn) -> tuple[Likelihood, Tensor, list[Tensor]]:
+        n, config = len(drawn.cells), self._vae.config
+        log_theta = self._vae.log_theta_of(None, drawn.cells.codes_nc)
+        likelihood = Likelihood.of(
+            drawn.cells.rows,
+            config.gene_likelihood,
+            not config.use_size_factor,
+            drawn.log_library_n1,
+            None if log_theta is None else log_theta.detach(),
+            torch.full((n,), 1.0 / n),
+            gradients=True,
+        )
+        logits = [one[:n] for one in self._logits]
+        return likelihood, self._heads.compute(hidden, likelihood, logits), logits
+
+    # -- and back --------------------------------------------------------------------------------------------------
+
+    def _decoder_gradient(self, d_hidden: Tensor) -> Tensor:
+        for layer in reversed(self._decoder):
+            d_hidden = layer.backward(d_hidden)
+        return d_hidden[:, : self._vae.config.n_latent]
+
+    def _encoder_gradient(self, d_latent: Tensor, kl_weight: float) -> None:
+        d_hidden = self._posterior.backward(d_latent, kl_weight)
+        for layer in reversed(self._encoder):
+            d_hidden = layer.backward(d_hidden)
+
+    def _change(self, drawn: _Drawn, hidden: Tensor, d_logits: list[Tensor], likelihood: Likelihood) -> None:
+        """The gradients of the large weights, and Adam: of each stretch of genes while it is in the cache."""
+        optimizer, first_layer = self._optimizer, self._encoder[0]
+        optimizer.begin_step()
+
+        def change(i: int, first: int, last: int) -> None:
+            start, width = self._large[i]
+            optimizer.change(start + first * width, start + last * width)
+
+        def part(first: int, last: int) -> None:
+            for start in range(first, last, _GENES):
+                stop = min(start + _GENES, last)
+                first_layer.sparse_gradient(start, stop)
+                change(0, start, stop)
+                for i, (d_logit, d_head) in enumerate(zip(d_logits, self._d_heads, strict=True)):
+                    torch.mm(d_logit[:, start:stop].t(), hidden, out=d_head[start:stop])
+                    change(i + 1, start, stop)
+            for d_logit, d_bias in zip(d_logits, self._d_biases, strict=True):
+                torch.sum(d_logit[:, first:last], 0, out=d_bias[first:last])
+
+        side_by_side(part, self._vae.n_genes, least=_GENES)
+        if self._log_theta is not None:
+            _, d_theta = likelihood.other_gradients()
+            assert d_theta is not None, "what has a dispersion has its gradient"
+            d_table = gradient_of(self._log_theta)
+            if len(d_table) == 1 and d_theta.ndim == 1:
+                d_table.copy_(d_theta)
+            else:
+                column = 0 if self._vae.config.dispersion == "gene-batch" else -1
+                d_table.zero_().index_add_(0, drawn.cells.codes_nc[:, column], d_theta)
+        optimizer.change(0, self._n_others)
