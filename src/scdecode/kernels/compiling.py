@@ -26,7 +26,7 @@ def _run(index: type) -> None:
     ids, logs = indices.copy(), row.copy()
     sparse_loops.gather_rows(rows, indptr.astype(index), indices.astype(index), values, indptr.copy(), ids, row, logs)
     sparse_loops.turn_round(indptr, ids, logs, indptr.copy(), indices.copy(), row)
-    sparse_loops.product_blocks(*block, indptr, ids, logs, one, row, one.copy())
+    sparse_loops.product(*block, indptr, ids, logs, one, row, one.copy())
     sparse_loops.gradient(*block, indptr, ids, logs, one, one.copy())
     adam_loops.adam(row.copy(), row, row.copy(), row.copy(), *np.ones(6, np.float32))
     likelihood_loops.likelihood_blocks(

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from scdecode.kernels.rows import SparseRows
-from scdecode.kernels.threads import over_blocks, side_by_side
+from scdecode.kernels.threads import side_by_side
 
+_ROWS = 8  # that a thread takes, at least
 _GENES = 64  # of which a thread computes the gradient, at least
 
 
@@ -50,10 +51,12 @@ def sparse_product(rows: SparseRows, weight: Tensor, bias: Tensor) -> Tensor:
 
 def product(rows: SparseRows, weight_gh: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
     """The same into ``out``."""
-    from scdecode.kernels.sparse_loops import ROWS, product_blocks
+    from scdecode.kernels import sparse_loops
 
-    n_blocks = -(-len(rows) // ROWS)
-    over_blocks(product_blocks, n_blocks, rows.indptr, rows.indices, rows.logs, weight_gh, bias, out)
+    def part(first: int, last: int) -> None:
+        sparse_loops.product(first, last, rows.indptr, rows.indices, rows.logs, weight_gh, bias, out)
+
+    side_by_side(part, len(rows), least=_ROWS)
 
 
 def sparse_gradient(rows: SparseRows, d_out: Tensor) -> Tensor:
