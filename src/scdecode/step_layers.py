@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scdecode.kernels.adam import KernelAdam
 from scdecode.kernels.rows import SparseRows
-from scdecode.kernels.sparse_layer import gradient_of_genes, product
+from scdecode.kernels.sparse_layer import change_genes, product
 from scdecode.networks import LEAST_VARIANCE, Encoder, HiddenLayer
 
 NOTHING = np.empty((0, 0), np.float32)
@@ -19,8 +20,8 @@ class StepHidden:
     Parameters
     ----------
     layer
-        With batch normalisation and without layer normalisation; its weight lies by input, and the gradients of its
-        parameters have a place.
+        With batch normalisation and without layer normalisation; its weight lies by input. The gradients of its
+        parameters have a place, but for that of a weight that meets counts.
     n_cells
         The largest minibatch.
     """
@@ -31,7 +32,8 @@ class StepHidden:
         self._linear, self._norm, self._n_input = linear, norm, linear.n_input
         self._keep = 1.0 if layer.dropout is None else 1.0 - layer.dropout.p
         h = linear.out_features
-        self._weight, self._d_weight = linear.weight.detach().t(), gradient_of(linear.weight).t()  # (inputs, h)
+        self._weight = linear.weight.detach().t()  # (inputs, h)
+        self._d_weight = None if linear.weight.grad is None else linear.weight.grad.t()
         self._d_bias = gradient_of(linear.bias)
         self._of_norm = [_array(norm.weight), _array(norm.bias)]
         self._d_of_norm = [gradient_of(norm.weight).numpy(), gradient_of(norm.bias).numpy()]
@@ -68,7 +70,7 @@ class StepHidden:
         return out
 
     def backward(self, d_out: Tensor) -> Tensor:
-        """Write the gradients of the parameters, but for a weight that meets counts; return that of the input."""
+        """Write the gradients of the parameters that have a place; return that of the input, or before a sparse one."""
         from scdecode.kernels.small_loops import add_columns_gradient, normal_relu_gradient
 
         x, n = self._input, len(d_out)
@@ -80,16 +82,17 @@ class StepHidden:
         torch.sum(d_x, 0, out=self._d_bias)
         if isinstance(x, SparseRows):
             return d_x
+        assert self._d_weight is not None, "the weight of a dense input has a gradient with a place"
         torch.mm(x.t(), d_x, out=self._d_weight[: self._n_input])
         self._d_weight[self._n_input :].zero_()
         for column, first in self._linear.firsts:
             add_columns_gradient(d_x.numpy(), self._codes[:, column], first, self._d_weight.numpy())
         return torch.mm(d_x, self._weight[: self._n_input].t(), out=self._d_input[:n])
 
-    def sparse_gradient(self, first: int, last: int) -> None:
-        """Write the gradient of the weight that meets the counts of genes ``first`` to ``last``."""
-        assert isinstance(self._input, SparseRows)
-        gradient_of_genes(self._input, self._d_x.numpy(), self._d_weight.numpy(), first, last)
+    def change_genes(self, first: int, last: int, optimizer: KernelAdam) -> None:
+        """Adam's step of the weight that meets the counts of genes ``first`` to ``last``."""
+        assert isinstance(self._input, SparseRows), "another input is not sparse"
+        change_genes(self._input, self._d_x.numpy(), first, last, optimizer, self._linear.weight)
 
 
 class StepPosterior:

@@ -23,13 +23,13 @@ from scdecode.kernels.adam import KernelAdam
 from scdecode.kernels.heads import Heads
 from scdecode.kernels.likelihood import Likelihood
 from scdecode.kernels.rows import Gatherer, SparseRows
-from scdecode.kernels.threads import Pending, in_background, side_by_side
+from scdecode.kernels.threads import Pending, in_background, n_threads, side_by_side
 from scdecode.minibatches import SparseMinibatch, gather
 from scdecode.networks import Decoder
 from scdecode.step_layers import NOTHING, StepHidden, StepPosterior, gradient_of
 from scdecode.vae import VAE
 
-_GENES = 256  # of which a thread computes the gradients of the large weights at once: they stay in its cache
+_GENES = 1024  # whose weights, gradients and moments a thread takes at once: they stay in its cache
 _CPU = torch.device("cpu")
 
 
@@ -97,11 +97,10 @@ class KernelStep:
         self._log_theta = None if vae.config.gene_likelihood == "poisson" else vae.log_theta
         if self._log_theta is not None:
             others.append(self._log_theta)
-        optimizer.lay([*others, *large])
+        optimizer.lay(others, large)
         self._n_others = optimizer.stretch(large[0])[0]
         self._vae, self._optimizer, self._cells = vae, optimizer, cells
-        self._large = [(optimizer.stretch(weight)[0], weight.numel() // vae.n_genes) for weight in large]
-        self._d_heads = [gradient_of(weight) for weight in large[1:]]
+        self._large = [(optimizer.stretch(weight)[0], weight.shape[1]) for weight in large[1:]]
         self._d_biases = [gradient_of(head.bias) for head in heads]
         self._gatherers = itertools.cycle([Gatherer(cells.counts), Gatherer(cells.counts)])  # one is read, one written
         n_encoder = len(vae.z_encoder.mlp.layers)
@@ -213,22 +212,15 @@ class KernelStep:
         optimizer, first_layer = self._optimizer, self._encoder[0]
         optimizer.begin_step()
 
-        def change(i: int, first: int, last: int) -> None:
-            start, width = self._large[i]
-            optimizer.change(start + first * width, start + last * width)
-
         def part(first: int, last: int) -> None:
-            for start in range(first, last, _GENES):
-                stop = min(start + _GENES, last)
-                first_layer.sparse_gradient(start, stop)
-                change(0, start, stop)
-                for i, (d_logit, d_head) in enumerate(zip(d_logits, self._d_heads, strict=True)):
-                    torch.mm(d_logit[:, start:stop].t(), hidden, out=d_head[start:stop])
-                    change(i + 1, start, stop)
-            for d_logit, d_bias in zip(d_logits, self._d_biases, strict=True):
+            first_layer.change_genes(first, last, optimizer)
+            for (start, width), d_logit, d_bias in zip(self._large, d_logits, self._d_biases, strict=True):
+                gradient = torch.mm(d_logit[:, first:last].t(), hidden)
+                optimizer.change(start + first * width, start + last * width, gradient.view(-1).numpy())
                 torch.sum(d_logit[:, first:last], 0, out=d_bias[first:last])
 
-        side_by_side(part, self._vae.n_genes, least=_GENES)
+        n_genes = self._vae.n_genes
+        side_by_side(part, n_genes, piece=min(_GENES, -(-n_genes // n_threads())))
         if self._log_theta is not None:
             _, d_theta = likelihood.other_gradients()
             assert d_theta is not None, "what has a dispersion has its gradient"

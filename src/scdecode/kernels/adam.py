@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scdecode.kernels.threads import over_blocks
+from scdecode.kernels.threads import side_by_side
 
 _ALIGNED = 16  # numbers: torch's products round otherwise where memory begins elsewhere than at 64 bytes
 
@@ -25,33 +25,40 @@ class KernelAdam(torch.optim.Adam):
     _n_steps = 0
     _stretches: dict[nn.Parameter, tuple[int, int]] | None = None
     """Where each weight lies."""
-    _gradients: dict[nn.Parameter, Tensor]
+    _places: dict[nn.Parameter, Tensor]
     """The places of the gradients; those that come elsewhere are copied there."""
 
-    def lay(self, weights: list[nn.Parameter] | None = None) -> None:
-        """Move the weights, by default those that have a gradient; what is in them and in their moments stays."""
+    def lay(self, weights: list[nn.Parameter] | None = None, large: Sequence[nn.Parameter] = ()) -> None:
+        """Move the weights, by default those that have a gradient; what is in them and in their moments stays.
+
+        After them lie ``large`` ones, whose gradients have no place: :meth:`change` is given each.
+        """
         (group,) = self.param_groups
         if weights is None:
             weights = [weight for weight in group["params"] if weight.grad is not None]
+        n_placed, weights = len(weights), [*weights, *large]
         starts = np.cumsum([0, *(-(-weight.numel() // _ALIGNED) * _ALIGNED for weight in weights)]).tolist()
-        self._flat = [torch.zeros(starts[-1]) for _ in range(4)]
-        self._arrays = [one.numpy() for one in self._flat]
-        self._stretches, self._gradients = {}, {}
+        flat, gradient = [torch.zeros(starts[-1]) for _ in range(3)], torch.zeros(starts[n_placed])
+        self._arrays, self._gradient = [one.numpy() for one in flat], gradient.numpy()
+        self._stretches, self._places = {}, {}
         steps = {float(self.state[weight]["step"]) for weight in weights if self.state[weight]}
         assert len(steps) <= 1, "all weights took the same steps"
         self._n_steps = int(steps.pop()) if steps else 0
         step = torch.tensor(float(self._n_steps))
         for weight, start in zip(weights, starts, strict=False):
             state, stop = self.state[weight], start + weight.numel()
-            views = [_view(one[start:stop], weight) for one in self._flat]
-            for view, source in zip(
-                views, (weight.detach(), weight.grad, state.get("exp_avg"), state.get("exp_avg_sq")), strict=True
-            ):
+            views = [_view(one[start:stop], weight) for one in flat]
+            sources = (weight.detach(), state.get("exp_avg"), state.get("exp_avg_sq"))
+            if stop <= len(gradient):
+                views.append(_view(gradient[start:stop], weight))
+                sources = (*sources, weight.grad)
+                self._places[weight] = views[-1]
+            for view, source in zip(views, sources, strict=True):
                 if source is not None:
                     view.copy_(source)
-            weight.data, weight.grad, state["exp_avg"], state["exp_avg_sq"] = views
-            state["step"] = step
-            self._stretches[weight], self._gradients[weight] = (start, stop), views[1]
+            weight.data, state["exp_avg"], state["exp_avg_sq"] = views[:3]
+            weight.grad, state["step"] = self._places.get(weight), step
+            self._stretches[weight] = (start, stop)
         self._step = step
 
     def stretch(self, weight: nn.Parameter) -> tuple[int, int]:
@@ -67,16 +74,16 @@ class KernelAdam(torch.optim.Adam):
         assert closure is None, "a step here evaluates nothing"
         if self._stretches is None:
             self.lay()
-        for weight, place in self._gradients.items():
+        for weight, place in self._places.items():
             if weight.grad is not place and weight.grad is not None:
                 place.copy_(weight.grad)
         self.begin_step()
-        n = len(self._arrays[0])
+        n = len(self._gradient)
 
         def part(first: int, last: int) -> None:
             self.change(first * BLOCK, min(last * BLOCK, n))
 
-        over_blocks(part, -(-n // BLOCK))
+        side_by_side(part, -(-n // BLOCK))
 
     def begin_step(self) -> None:
         """Count a step, the parts of which :meth:`change` takes."""
@@ -87,13 +94,18 @@ class KernelAdam(torch.optim.Adam):
         step_size = group["lr"] / (1 - beta1**self._n_steps)
         root_correction = 1 / math.sqrt(1 - beta2**self._n_steps)
         numbers = (beta1, beta2, group["weight_decay"], step_size, root_correction, group["eps"])
-        self._numbers = tuple(np.float32(x) for x in numbers)
+        self.numbers: tuple[np.float32, ...] = tuple(np.float32(x) for x in numbers)
 
-    def change(self, first: int, last: int) -> None:
-        """Change the numbers ``first`` to ``last``."""
+    def arrays(self, first: int, last: int) -> tuple[np.ndarray, ...]:
+        """The numbers ``first`` to ``last`` of the weights and of their moments, which are theirs."""
+        return tuple(one[first:last] for one in self._arrays)
+
+    def change(self, first: int, last: int, gradient: np.ndarray | None = None) -> None:
+        """Change the numbers ``first`` to ``last``, of which the gradient is in its place or given."""
         from scdecode.kernels.adam_loops import adam
 
-        adam(*(one[first:last] for one in self._arrays), *self._numbers)
+        weight, mean, square = self.arrays(first, last)
+        adam(weight, self._gradient[first:last] if gradient is None else gradient, mean, square, *self.numbers)
 
 
 def _view(memory: Tensor, like: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from scdecode.kernels import adam_loops, likelihood_loops, sparse_loops
+from scdecode.kernels import adam_loops, decode_loops, likelihood_loops, sparse_loops
 from scdecode.kernels.small_layers import ConditionedLinear, Draw, normal_relu_dropout
 from scdecode.progress import notice
 
@@ -16,6 +16,7 @@ def compile_all() -> None:
         for index in (np.int32, np.int64):  # of the counts; scipy takes the wider one for very many
             _run(index)
         _run_small()
+        _run_decoding()
 
 
 def _run(index: type) -> None:
@@ -28,9 +29,12 @@ def _run(index: type) -> None:
     sparse_loops.turn_round(indptr, ids, logs, indptr.copy(), indices.copy(), row)
     sparse_loops.product(*block, indptr, ids, logs, one, row, one.copy())
     sparse_loops.gradient(*block, indptr, ids, logs, one, one.copy())
+    numbers = np.ones(6, np.float32)
+    sparse_loops.gradient_and_step(*block, indptr, ids, logs, one, one.copy(), one.copy(), one.copy(), *numbers)
     adam_loops.adam(row.copy(), row, row.copy(), row.copy(), *np.ones(6, np.float32))
+    likelihood_loops.thetas(row, row.copy(), row.copy())
     likelihood_loops.likelihood_blocks(
-        *block, likelihood_loops.ZINB, True, False, True, one, row, one, one, indptr, ids, values, row,
+        *block, likelihood_loops.ZINB, True, False, True, row, row, one, row, one, one, one, indptr, ids, values, row,
         row.copy(), one.copy(), row.copy(), one.copy(), one.copy(),
     )  # fmt: skip
 
@@ -44,3 +48,10 @@ def _run_small() -> None:
     out = normal_relu_dropout(out, torch.nn.BatchNorm1d(1), None)
     z, kl = Draw.apply(out, out, torch.zeros(2, 1), 1e-4)  # type: ignore[no-untyped-call]
     torch.autograd.backward(z.sum() + kl.sum())
+
+
+def _run_decoding() -> None:
+    """The loops of decoding once, on one point and one gene."""
+    one, row, place = np.zeros((1, 1), np.float32), np.ones(1, np.float32), np.zeros(1, np.int64)
+    decode_loops.shift_rows(one, one, place, 0, 1, True, one.copy())
+    decode_loops.finish_rows(True, one, one, one, one, place, place, 0, 1, np.ones(1), row, one.copy())

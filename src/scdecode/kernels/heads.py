@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from scdecode.kernels.likelihood import Likelihood, n_blocks
 from scdecode.kernels.rows import SparseRows
-from scdecode.kernels.threads import side_by_side
+from scdecode.kernels.threads import n_threads, side_by_side
 
 _GENES = 256  # of a product that yields a gradient, at least
+_PIECE = 1024  # genes that a thread takes at once in the first product, where they are many
+_WIDE = 8192  # genes from which on threads share these in the first product: half of the cells would read all weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,20 +36,28 @@ class Heads:
         Returned is the gradient of the hidden layer, ``(n, h)``; without gradients it is not filled.
         """
         from scdecode.kernels.likelihood_loops import ROWS
-        from scdecode.kernels.small_loops import fill_rows
 
         n, d_hidden = len(hidden), torch.empty(hidden.shape)
 
+        by_genes = n_threads() > 1 and len(self.weights[0]) >= _WIDE
+
+        def multiply(cells: slice, genes: slice) -> None:
+            for out, weight in zip(logits, self.weights, strict=True):
+                torch.mm(hidden[cells], weight[genes].t(), out=out[cells, genes])
+
         def part(first: int, last: int) -> None:
             cells = slice(first * ROWS, min(last * ROWS, n))
-            for out, weight, bias in zip(logits, self.weights, self.biases, strict=True):
-                fill_rows(out.numpy()[cells], bias.numpy())
-                out[cells].addmm_(hidden[cells], weight.t())
-            likelihood.blocks(first, last, logits, logits)
+            if not by_genes:
+                multiply(cells, slice(None))
+            likelihood.blocks(first, last, logits, logits, self.biases)
             if likelihood.gradients:
                 for i, (d_logits, weight) in enumerate(zip(logits, self.weights, strict=True)):
                     d_hidden[cells].addmm_(d_logits[cells], weight, beta=int(i > 0))
 
+        if by_genes:
+            side_by_side(
+                lambda first, last: multiply(slice(None), slice(first, last)), len(self.weights[0]), piece=_PIECE
+            )
         side_by_side(part, n_blocks(n))
         return d_hidden
 

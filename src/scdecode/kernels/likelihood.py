@@ -52,6 +52,7 @@ class Likelihood:
     loss: Tensor  # (n,)
     d_library: Tensor  # (n,)
     d_theta: Tensor | None  # (blocks, g), or (n, g) as theta is
+    thetas: np.ndarray  # log theta within its bounds, and theta: (2, 1 or n, g)
 
     @classmethod
     def of(
@@ -70,23 +71,30 @@ class Likelihood:
         d_theta = None
         if gradients and log_theta is not None:
             d_theta = torch.zeros(n if log_theta.ndim == 2 else n_blocks(n), rows.n_genes)
-        return cls(
-            rows, kind, softmax, log_library, log_theta, weight, gradients, torch.empty(n), torch.empty(n), d_theta
-        )
+        loss, d_library = torch.empty(2, n)
+        made = _thetas(log_theta)
+        return cls(rows, kind, softmax, log_library, log_theta, weight, gradients, loss, d_library, d_theta, made)
 
-    def blocks(self, first: int, last: int, logits: Sequence[Tensor], d_logits: Sequence[Tensor]) -> None:
+    def blocks(
+        self,
+        first: int,
+        last: int,
+        logits: Sequence[Tensor],
+        d_logits: Sequence[Tensor],
+        biases: Sequence[Tensor] = (),
+    ) -> None:
         """Compute blocks ``first`` to ``last`` of cells.
 
         The logits are ``(n, g)`` each: of the scale and, for ``"zinb"`` alone, of the zero inflation. Their gradients
-        may take their memory.
+        may take their memory. ``biases``, ``(g,)`` each, are still to be added to the logits, and then are.
         """
         from scdecode.kernels.likelihood_loops import likelihood_blocks
 
         by_cell = self.log_theta is not None and self.log_theta.ndim == 2
-        rows, g = self.rows, self.rows.n_genes
+        rows = self.rows
         likelihood_blocks(
             first, last, _KINDS[self.kind], self.softmax, by_cell, self.gradients,
-            _array(logits[0]), _array(self.log_library).reshape(-1), _array(self.log_theta).reshape(-1, g),
+            *(_array(*biases[i : i + 1]).reshape(-1) for i in (0, 1)), _array(logits[0]), _array(self.log_library).reshape(-1), self.thetas[1], self.thetas[0],
             _array(*logits[1:]), rows.indptr, rows.indices, rows.values, _array(self.weight), self.loss.numpy(),
             _array(*d_logits[:1]), self.d_library.numpy(), _array(self.d_theta), _array(*d_logits[1:]),
         )  # fmt: skip
@@ -94,9 +102,22 @@ class Likelihood:
     def other_gradients(self) -> tuple[Tensor, Tensor | None]:
         """Those of the log library size and of log theta, in their shapes."""
         d_theta = self.d_theta
-        if d_theta is not None and self.log_theta is not None and self.log_theta.ndim == 1:
-            d_theta = d_theta.sum(0)
+        if d_theta is not None and self.log_theta is not None:
+            if self.log_theta.ndim == 1:
+                d_theta = d_theta.sum(0)
+            d_theta *= torch.from_numpy(self.thetas[0]).view_as(d_theta) == self.log_theta  # none beyond the bounds
         return self.d_library[:, None], d_theta
+
+
+def _thetas(log_theta: Tensor | None) -> np.ndarray:
+    from scdecode.kernels.likelihood_loops import thetas
+
+    if log_theta is None:
+        return np.empty((2, 0, 0), np.float32)
+    given = _array(log_theta)
+    made = np.empty((2, given.size // given.shape[-1], given.shape[-1]), np.float32)
+    thetas(given.reshape(-1), made[0].reshape(-1), made[1].reshape(-1))
+    return made
 
 
 def n_blocks(n_cells: int) -> int:

@@ -24,10 +24,14 @@ ROWS = 8
 _F = np.float32
 _T = 512  # genes in a tile: its arrays, 28 KB, fit the first-level cache
 # Where in the scratch each array of a tile begins. They share one array, as LLVM then knows that none overlaps.
-_MU, _D, _THETA, _V, _G, _H = 0, _T, 2 * _T, 3 * _T, 4 * _T, 5 * _T
-_L, _W, _H0, _ZI, _GZI, _LOG_THETA = 6 * _T, 7 * _T, 8 * _T, 9 * _T, 10 * _T, 11 * _T
-_P, _LOST = 12 * _T, 13 * _T
-_N_ARRAYS = 14
+_D, _V, _G, _H, _H0, _L, _W = (i * _T for i in range(7))
+_ZI, _GZI, _P, _LOST = (i * _T for i in range(7, 11))
+_N_ARRAYS = 11
+# The same of the counts of a tile that are not zero.
+_X, _C_THETA, _C_D, _C_L, _C_W, _PRODUCT, _REST = (i * _T for i in range(7))
+_N_OF_COUNTS = 7
+_MANY, _SMALL, _LARGE = _F(12.0), _F(1e-30), _F(1e3)  # of a count and theta: products of theta + k stay in range
+_LOG_FACTORIAL = np.array([math.lgamma(x + 1.0) for x in range(int(_MANY) + 1)], np.float32)
 _LOG_THETA_LOW, _LOG_THETA_HIGH = _F(-46.0), _F(40.0)  # the bounds of likelihoods.py
 _ZERO, _ONE, _TWO = _F(0.0), _F(1.0), _F(2.0)
 _SMALLEST_SUM, _LARGEST_SUM = 1e-15, 1e30  # of exponentials: between them none that matters was cut off
@@ -84,21 +88,29 @@ def _softplus(logits, scale, log_scale, slope):  # type: ignore[no-untyped-def]
 
 
 @_exact
-def _load_theta(log_theta, s, m):  # type: ignore[no-untyped-def]
-    for j in range(m):
+def thetas(log_theta, clamped, theta):  # type: ignore[no-untyped-def]
+    """Log theta within its bounds, and theta, of flat arrays."""
+    for j in range(len(theta)):
         x = log_theta[j]
         x = _LOG_THETA_LOW if x < _LOG_THETA_LOW else x
-        s[_LOG_THETA + j] = _LOG_THETA_HIGH if x > _LOG_THETA_HIGH else x
-    for j in range(m):
-        s[_THETA + j] = exp32(s[_LOG_THETA + j])
+        clamped[j] = _LOG_THETA_HIGH if x > _LOG_THETA_HIGH else x
+    for j in range(len(theta)):
+        theta[j] = exp32(clamped[j])
 
 
 @_exact
-def _nb_zeros(s, m):  # type: ignore[no-untyped-def]
+def _difference(log_scale, log_theta, constant, s):  # type: ignore[no-untyped-def]
+    """Log mu - log theta."""
+    for j in range(len(log_scale)):
+        s[_D + j] = (log_scale[j] + constant) - log_theta[j]
+
+
+@_exact
+def _nb_zeros(scale, theta_of, factor, s):  # type: ignore[no-untyped-def]
     """A tile of zeros: value, gradient with respect to log mu and to log theta, and what the other counts need."""
-    for j in range(m):
-        mu, theta, d = s[_MU + j], s[_THETA + j], s[_D + j]
-        above = mu > theta
+    for j in range(len(scale)):
+        mu, theta, d = factor * scale[j], theta_of[j], s[_D + j]
+        above = d > _ZERO
         small, large = (theta if above else mu), (mu if above else theta)
         z = small / (_TWO * large + small)
         tail = _TWO * z * atanh_tail(z)
@@ -137,30 +149,86 @@ def _inflate_zeros(s, m):  # type: ignore[no-untyped-def]
 
 
 @_exact
-def _count(s, k, x, zero_inflated):  # type: ignore[no-untyped-def]
-    """A count that is not zero, at place ``k`` of the tile."""
-    theta, log_theta = float(s[_THETA + k]), float(s[_LOG_THETA + k])
+def _count(s, k, x, theta, log_theta):  # type: ignore[no-untyped-def]
+    """A count that is not zero, at place ``k`` of the tile, in double precision."""
     d, log1p_t, w = float(s[_D + k]), float(s[_L + k]), float(s[_W + k])
-    above = s[_MU + k] > s[_THETA + k]
+    above = d > 0.0
     value, rest = gamma_terms(x, theta, log_theta)
     sigmoid = 1.0 - w if above else w
     softplus = d + log1p_t if above else log1p_t
     softplus_minus = log1p_t if above else log1p_t - d
-    loss = theta * softplus + x * softplus_minus - value + log_factorial(x)
-    if zero_inflated:
-        loss += log1p_unit(s[_P + k]) + max(s[_ZI + k], _ZERO)  # log(1 + e^pi)
-        s[_GZI + k] = s[_LOST + k]
-    s[_V + k] = loss
-    s[_G + k] = theta * sigmoid - x * (w if above else 1.0 - w)
+    s[_V + k] = theta * softplus + x * softplus_minus - value + log_factorial(x)
+    s[_G + k] = theta * sigmoid - x * (1.0 - sigmoid)
     s[_H + k] = s[_H0 + k] - x * sigmoid + rest
 
 
 @_exact
-def _add_theta(gradient, log_theta, s, m, weight):  # type: ignore[no-untyped-def]
-    for j in range(m):
-        x = log_theta[j]
-        inside = x >= _LOG_THETA_LOW and x <= _LOG_THETA_HIGH
-        gradient[j] += weight * (s[_H + j] if inside else _ZERO)
+def _few(c, n, largest):  # type: ignore[no-untyped-def]
+    """Whole counts up to ``largest``, side by side in ``c``: the same, by the factors of the gamma function."""
+    for e in range(n):
+        c[_PRODUCT + e] = c[_C_THETA + e]
+        c[_REST + e] = _ZERO
+    for q in range(1, largest):
+        k = _F(q)
+        for e in range(n):
+            taken = c[_X + e] > k
+            factor = c[_C_THETA + e] + k
+            c[_PRODUCT + e] *= factor if taken else _ONE
+            c[_REST + e] += k / factor if taken else _ZERO
+    for e in range(n):
+        x, theta, d, log1p_t, w = c[_X + e], c[_C_THETA + e], c[_C_D + e], c[_C_L + e], c[_C_W + e]
+        above = d > _ZERO
+        sigmoid = _ONE - w if above else w
+        softplus = d + log1p_t if above else log1p_t
+        softplus_minus = log1p_t if above else log1p_t - d
+        c[_X + e] = theta * softplus + (x * softplus_minus - log32(c[_PRODUCT + e]))
+        c[_C_THETA + e] = theta * sigmoid - x * (_ONE - sigmoid)
+        c[_REST + e] -= x * sigmoid
+
+
+@_exact
+def _counts(s, c, lo, places, values, thetas, log_thetas):  # type: ignore[no-untyped-def]
+    """The counts of a tile that begins at gene ``lo``."""
+    n, largest = 0, 1
+    for e in range(len(places)):
+        k, x = places[e] - lo, values[e]
+        theta = thetas[k]
+        if x == _ZERO:
+            continue
+        if x > _MANY or x != math.floor(x) or theta > _LARGE or theta < _SMALL:
+            _count(s, k, float(x), float(theta), float(log_thetas[k]))
+            continue
+        c[_X + n], c[_C_THETA + n] = x, theta
+        c[_C_D + n], c[_C_L + n], c[_C_W + n] = s[_D + k], s[_L + k], s[_W + k]
+        largest = max(largest, int(x))
+        n += 1
+    _few(c, n, largest)
+    n = 0
+    for e in range(len(places)):
+        k, x = places[e] - lo, values[e]
+        theta = thetas[k]
+        if x == _ZERO or x > _MANY or x != math.floor(x) or theta > _LARGE or theta < _SMALL:
+            continue
+        s[_V + k] = c[_X + n] + _LOG_FACTORIAL[int(x)]
+        s[_G + k] = c[_C_THETA + n]
+        s[_H + k] = s[_H0 + k] + c[_REST + n]
+        n += 1
+
+
+@_exact
+def _inflate_counts(s, lo, places, values):  # type: ignore[no-untyped-def]
+    """What zero inflation makes of the counts of a tile: ``log(1 + e^pi)`` is lost."""
+    for e in range(len(places)):
+        k = places[e] - lo
+        if values[e] != _ZERO:
+            s[_V + k] += log1p_unit(s[_P + k]) + max(s[_ZI + k], _ZERO)
+            s[_GZI + k] = s[_LOST + k]
+
+
+@_exact
+def _add_multiple(source, target, factor):  # type: ignore[no-untyped-def]
+    for j in range(len(target)):
+        target[j] += factor * source[j]
 
 
 @_exact
@@ -182,28 +250,26 @@ def _finish_softplus(gradient, slope, weight):  # type: ignore[no-untyped-def]
 
 
 @_exact
-def _add(source, target, value):  # type: ignore[no-untyped-def]
-    for j in range(len(target)):
-        target[j] = source[j] + value
-
-
-@_exact
 def likelihood_blocks(  # type: ignore[no-untyped-def]
-    first, last, kind, softmax, by_cell, with_gradient,
-    logits, log_library, log_theta, zi_logits, indptr, indices, values, weight,
+    first, last, kind, softmax, by_cell, with_gradient, bias, zi_bias,
+    logits, log_library, theta, log_theta, zi_logits, indptr, indices, values, weight,
     loss, d_logits, d_library, d_theta, d_zi,
 ):  # fmt: skip
-    """Blocks ``first`` to ``last`` of cells; ``d_logits`` may be ``logits`` itself, and ``d_zi`` ``zi_logits``.
+    """Blocks ``first`` to ``last`` of cells; the biases, if they are not empty, are first added to the logits.
 
-    ``d_theta`` has a row a block, or (``by_cell``) a cell, and is added to. All gradients are those of the sum of
-    ``weight * loss``.
+    ``d_logits`` may be ``logits`` itself, and ``d_zi`` ``zi_logits``. ``theta`` has one row, or (``by_cell``) a row a cell, and ``log_theta`` likewise. ``d_theta`` has a row a block, or
+    a cell, and is added to. All gradients are those of the sum of ``weight * loss``.
     """
     n, g = logits.shape
-    s = np.empty(_N_ARRAYS * _T, np.float32)
+    s, c = np.empty(_N_ARRAYS * _T, np.float32), np.empty(_N_OF_COUNTS * _T, np.float32)
     scale, slope = np.empty(g, np.float32), np.empty(0 if softmax else g, np.float32)
     log_scale = np.empty(0 if softmax else g, np.float32)
     for i in range(first * ROWS, min(last * ROWS, n)):
         row = logits[i]
+        if len(bias):
+            _add_multiple(bias, row, _ONE)
+        if len(zi_bias):
+            _add_multiple(zi_bias, zi_logits[i], _ONE)
         log_l = float(log_library[i])
         if softmax:
             shift = _ZERO
@@ -216,40 +282,39 @@ def likelihood_blocks(  # type: ignore[no-untyped-def]
         else:
             _softplus(row, scale, log_scale, slope)
             total, constant, factor = 1.0, _F(log_l), _F(math.exp(log_l))
-        value, gradient, at = 0.0, 0.0, indptr[i]
+        value, gradient, start = 0.0, 0.0, indptr[i]
         theta_row = i if by_cell else 0
         for lo in range(0, g, _T):
             hi = min(lo + _T, g)
             m = hi - lo
-            _copy(scale[lo:hi], s[_MU : _MU + m], factor)
-            _add(row[lo:hi] if softmax else log_scale[lo:hi], s[_D : _D + m], constant)
+            stop = start
+            while stop < indptr[i + 1] and indices[stop] < hi:
+                stop += 1
+            places, xs = indices[start:stop], values[start:stop]
+            start = stop
+            log_mu = row[lo:hi] if softmax else log_scale[lo:hi]
             if kind == POISSON:
-                for j in range(m):
-                    s[_V + j] = s[_MU + j]
-                    s[_G + j] = s[_MU + j]
+                _copy(scale[lo:hi], s[_G : _G + m], factor)
+                _copy(scale[lo:hi], s[_V : _V + m], factor)
+                for e in range(len(places)):
+                    k, x = places[e] - lo, float(xs[e])
+                    s[_V + k] += log_factorial(x) - x * (float(log_mu[k]) + float(constant))
+                    s[_G + k] -= x
             else:
-                _load_theta(log_theta[theta_row, lo:hi], s, m)
-                for j in range(m):
-                    s[_D + j] -= s[_LOG_THETA + j]
-                _nb_zeros(s, m)
-            if kind == ZINB:
-                _copy(zi_logits[i, lo:hi], s[_ZI : _ZI + m], _ONE)
-                _inflate_zeros(s, m)
-            while at < indptr[i + 1] and indices[at] < hi:
-                k, x = indices[at] - lo, float(values[at])
-                if kind == POISSON:
-                    s[_V + k] = s[_MU + k] - x * float(s[_D + k]) + log_factorial(x)
-                    s[_G + k] = s[_MU + k] - x
-                elif x != 0.0:
-                    _count(s, k, x, kind == ZINB)
-                at += 1
+                _difference(log_mu, log_theta[theta_row, lo:hi], constant, s)
+                _nb_zeros(scale[lo:hi], theta[theta_row, lo:hi], factor, s)
+                if kind == ZINB:
+                    _copy(zi_logits[i, lo:hi], s[_ZI : _ZI + m], _ONE)
+                    _inflate_zeros(s, m)
+                _counts(s, c, lo, places, xs, theta[theta_row, lo:hi], log_theta[theta_row, lo:hi])
+                if kind == ZINB:
+                    _inflate_counts(s, lo, places, xs)
             value += _sum(s[_V : _V + m])
             if with_gradient:
                 gradient += _sum(s[_G : _G + m])
                 _copy(s[_G : _G + m], d_logits[i, lo:hi], _ONE)
                 if kind != POISSON:
-                    to = i if by_cell else i // ROWS
-                    _add_theta(d_theta[to, lo:hi], log_theta[theta_row, lo:hi], s, m, weight[i])
+                    _add_multiple(s[_H : _H + m], d_theta[i if by_cell else i // ROWS, lo:hi], weight[i])
                 if kind == ZINB:
                     _copy(s[_GZI : _GZI + m], d_zi[i, lo:hi], weight[i])
         loss[i] = value if math.isfinite(log_l) else math.nan  # a library size of zero has no likelihood

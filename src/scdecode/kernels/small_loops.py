@@ -14,15 +14,6 @@ _ZERO, _ONE = _F(0.0), _F(1.0)
 
 
 @_loop
-def fill_rows(out, row):  # type: ignore[no-untyped-def]
-    """Write ``row`` into each row of ``out``."""
-    for i in range(len(out)):
-        target = out[i]
-        for j in range(len(row)):
-            target[j] = row[j]
-
-
-@_loop
 def _add(total, row):  # type: ignore[no-untyped-def]
     for j in range(len(total)):
         total[j] += row[j]

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from scdecode.kernels.adam import KernelAdam
 from scdecode.kernels.rows import SparseRows
 from scdecode.kernels.threads import side_by_side
 
@@ -65,17 +66,31 @@ def sparse_gradient(rows: SparseRows, d_out: Tensor) -> Tensor:
     d_out_nh = d_out.detach().contiguous().numpy()
 
     def part(first: int, last: int) -> None:
-        gradient_of_genes(rows, d_out_nh, d_weight_gh.numpy(), first, last)
+        gradient_of_genes(rows, d_out_nh, first, last, d_weight_gh.numpy()[first:last])
 
     side_by_side(part, rows.n_genes, least=_GENES)
     return d_weight_gh.t()
 
 
-def gradient_of_genes(rows: SparseRows, d_out_nh: np.ndarray, d_weight_gh: np.ndarray, first: int, last: int) -> None:
-    """The same for genes ``first`` to ``last``, into ``d_weight_gh``."""
+def gradient_of_genes(rows: SparseRows, d_out_nh: np.ndarray, first: int, last: int, out_gh: np.ndarray) -> None:
+    """The same for genes ``first`` to ``last``, into as many rows."""
     from scdecode.kernels.sparse_loops import gradient
 
-    gradient(first, last, rows.gene_indptr, rows.cells, rows.cell_logs, d_out_nh, d_weight_gh)
+    gradient(first, last, rows.gene_indptr, rows.cells, rows.cell_logs, d_out_nh, out_gh)
+
+
+def change_genes(
+    rows: SparseRows, d_out_nh: np.ndarray, first: int, last: int, optimizer: KernelAdam, weight: nn.Parameter
+) -> None:
+    """Adam's step of the weights of genes ``first`` to ``last``, each as soon as its gradient is known."""
+    from scdecode.kernels.sparse_loops import gradient_and_step
+
+    h = d_out_nh.shape[1]
+    start, _ = optimizer.stretch(weight)
+    arrays = (one.reshape(-1, h) for one in optimizer.arrays(start + first * h, start + last * h))
+    gradient_and_step(
+        first, last, rows.gene_indptr, rows.cells, rows.cell_logs, d_out_nh, *arrays, *optimizer.numbers
+    )  # fmt: skip
 
 
 def lay_by_input(weight: Tensor) -> None:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from scdecode.kernels.adam_loops import adam
 from scdecode.kernels.jit import jit
 
 GENES = 1024
@@ -98,8 +99,22 @@ def product(first, last, indptr, indices, logs, weight_gh, bias, out_nh):  # typ
 
 @_loop
 def gradient(first, last, gene_indptr, cells, cell_logs, d_out_nh, d_weight_gh):  # type: ignore[no-untyped-def]
-    """Genes ``first`` to ``last`` of ``dW = X' dout``."""
+    """Genes ``first`` to ``last`` of ``dW = X' dout``, into as many rows."""
     for j in range(first, last):
-        row = d_weight_gh[j]
+        row = d_weight_gh[j - first]
         row[:] = np.float32(0.0)
         _add_multiples(row, d_out_nh, cells, cell_logs, gene_indptr[j], gene_indptr[j + 1])
+
+
+@_loop
+def gradient_and_step(  # type: ignore[no-untyped-def]
+    first, last, gene_indptr, cells, cell_logs, d_out_nh, weight, mean, square,
+    beta1, beta2, decay, step_size, root_correction, eps,
+):  # fmt: skip
+    """Genes ``first`` to ``last`` of ``dW = X' dout``, and Adam of them; ``weight`` and its moments are ``(genes, h)``."""
+    row = np.empty(d_out_nh.shape[1], np.float32)
+    for j in range(first, last):
+        row[:] = np.float32(0.0)
+        _add_multiples(row, d_out_nh, cells, cell_logs, gene_indptr[j], gene_indptr[j + 1])
+        i = j - first
+        adam(weight[i], row, mean[i], square[i], beta1, beta2, decay, step_size, root_correction, eps)

@@ -13,7 +13,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -83,29 +82,33 @@ def n_threads() -> int:
     return getattr(_state, "n", 1)
 
 
-def side_by_side(part: _Part, n: int, *, least: int = 1) -> None:
-    """Call ``part(first, last)`` on stretches of ``range(n)``, at least ``least`` long, each in a thread."""
-    n_parts = max(1, min(n_threads(), n // least))
+def side_by_side(part: _Part, n: int, *, least: int = 1, piece: int | None = None) -> None:
+    """Call ``part(first, last)`` on stretches of ``range(n)``, so that each number is in one of them.
+
+    Each thread has one stretch, at least ``least`` long; or, as threads may begin late, each takes a ``piece`` of this
+    length after another until none is left.
+    """
+    n_parts = max(1, min(n_threads(), n // (least if piece is None else piece)))
     if n_parts == 1:
         part(0, n)
         return
-    stops = [n * i // n_parts for i in range(n_parts + 1)]
-    others = [in_background(partial(part, first, last)) for first, last in itertools.pairwise(stops[1:])]
+    stops = [n * i // n_parts for i in range(n_parts + 1)] if piece is None else [*range(0, n, piece), n]
+    left = iter(list(itertools.pairwise(stops)))  # of a list, which threads may share
+
+    def work() -> None:
+        for first, last in left:
+            part(first, last)
+            if piece is None:
+                return
+
+    others = [in_background(work) for _ in range(n_parts - 1)]
     try:
-        part(0, stops[1])
+        work()
     finally:  # whatever happens, no thread may still write into the caller's arrays
         for other in others:
             other.wait()
     for other in others:
         other.result()
-
-
-def over_blocks(loop: Callable[..., None], n_blocks: int, *arguments: Any) -> None:
-    """Call ``loop(first, last, *arguments)`` so that every block is done once, by whichever thread."""
-    if n_threads() == 1:
-        loop(0, n_blocks, *arguments)
-    else:
-        side_by_side(lambda first, last: loop(first, last, *arguments), n_blocks)
 
 
 def in_background(function: Callable[[], Any]) -> Pending:
