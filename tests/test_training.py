@@ -10,9 +10,10 @@ import torch
 from small_models import EVERYTHING, make_adata, make_model
 
 import scdecode as sd
-from scdecode import ModelConfig, TrainConfig, steps, training
+from scdecode import ModelConfig, TrainConfig, training
 from scdecode.cells import read_training_cells
 from scdecode.errors import ConfigError, CountsError, InputError, NotTrainedError, TrainingError, TrainingWarning
+from scdecode.kernels.rows import Gatherer
 from scdecode.minibatches import split_cells
 from scdecode.training import fit
 
@@ -44,14 +45,13 @@ def untrained(adata):
 @pytest.fixture
 def batches(monkeypatch):
     """The positions of the cells of each minibatch, training and validation, as they are gathered."""
-    seen, gather = [], training.gather
+    seen, gather = [], Gatherer.gather
 
-    def look(cells, rows, device, *sparse):
+    def look(self, rows):
         seen.append(rows)
-        return gather(cells, rows, device, *sparse)
+        return gather(self, rows)
 
-    for room in (training, steps):
-        monkeypatch.setattr(room, "gather", look)
+    monkeypatch.setattr(Gatherer, "gather", look)
     return seen
 
 
@@ -313,16 +313,15 @@ def test_ctrl_c_between_two_epochs_keeps_the_model(untrained):
 
 def failing_after(monkeypatch, n, error):
     """Let the ``n``-th minibatch fail."""
-    gather, calls = training.gather, []
+    gather, calls = Gatherer.gather, []
 
-    def fail(cells, rows, device, *sparse):
+    def fail(self, rows):
         calls.append(rows)
         if len(calls) == n:
             raise error
-        return gather(cells, rows, device, *sparse)
+        return gather(self, rows)
 
-    for room in (training, steps):
-        monkeypatch.setattr(room, "gather", fail)
+    monkeypatch.setattr(Gatherer, "gather", fail)
 
 
 @pytest.mark.parametrize("n", [9, 10, 12])  # 3 + 1 minibatches an epoch: in the third, at its end, in its validation

@@ -166,12 +166,7 @@ def gather(
     cells: Cells, rows: np.ndarray | slice, device: torch.device, sparse: Gatherer | None = None
 ) -> Minibatch | SparseMinibatch:
     """The cells at ``rows`` as tensors; the counts become dense here and not before, or (``sparse``) not at all."""
-    library_n = cells.library_n if cells.size_factor_n is None else cells.size_factor_n
-    conditions = {
-        "codes_nc": torch.from_numpy(cells.codes_nc[rows]).to(device),
-        "continuous_nd": torch.from_numpy(cells.continuous_nd[rows]).to(device),
-        "library_n1": torch.from_numpy(library_n[rows, None]).to(device),
-    }
+    conditions = small_tensors(cells, rows, device)
     if sparse is not None:
         assert not isinstance(rows, slice)
         return SparseMinibatch(sparse.gather(rows), **conditions)
@@ -180,3 +175,13 @@ def gather(
     x_ng = torch.empty(some.shape, dtype=torch.float32)
     some.toarray(out=x_ng.numpy())
     return Minibatch(x_ng=x_ng.to(device), **conditions)
+
+
+def small_tensors(cells: Cells, rows: np.ndarray | slice, device: torch.device) -> dict[str, Tensor]:
+    """What a minibatch has beside the counts."""
+    library_n = cells.library_n if cells.size_factor_n is None else cells.size_factor_n
+    return {
+        "codes_nc": torch.from_numpy(cells.codes_nc[rows]).to(device),
+        "continuous_nd": torch.from_numpy(cells.continuous_nd[rows]).to(device),
+        "library_n1": torch.from_numpy(library_n[rows, None]).to(device),
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,7 +13,32 @@ from scdecode.kernels.rows import SparseRows
 from scdecode.kernels.sparse_layer import change_genes, product
 from scdecode.networks import LEAST_VARIANCE, Encoder, HiddenLayer
 
+_LEAST_VARIANCE = np.float32(LEAST_VARIANCE)
 NOTHING = np.empty((0, 0), np.float32)
+
+
+class Memory:
+    """Arrays with a row a cell that each step takes over, for torch and for the loops.
+
+    Parameters
+    ----------
+    n_cells
+        The largest minibatch.
+    **widths
+        The name and the width of each; zero for one number a cell.
+    """
+
+    def __init__(self, n_cells: int, **widths: int) -> None:
+        self._whole = {name: torch.empty((n_cells, width) if width else (n_cells,)) for name, width in widths.items()}
+        self._n = -1
+
+    def of(self, n: int) -> tuple[SimpleNamespace, SimpleNamespace]:
+        """Those of ``n`` cells, by name: the tensors, and the same as arrays."""
+        if n != self._n:  # hardly ever: to cut them anew in each step would take longer than some loops
+            tensors = {name: whole[:n] for name, whole in self._whole.items()}
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            self._cut, self._n = (SimpleNamespace(**tensors), SimpleNamespace(**arrays)), n
+        return self._cut
 
 
 class StepHidden:
@@ -29,70 +56,78 @@ class StepHidden:
     def __init__(self, layer: HiddenLayer, n_cells: int) -> None:
         linear, norm = layer.linear, layer.batch_norm
         assert norm is not None and layer.layer_norm is None, "a layer of another kind"
-        self._linear, self._norm, self._n_input = linear, norm, linear.n_input
-        self._keep = 1.0 if layer.dropout is None else 1.0 - layer.dropout.p
-        h = linear.out_features
-        self._weight = linear.weight.detach().t()  # (inputs, h)
-        self._d_weight = None if linear.weight.grad is None else linear.weight.grad.t()
+        assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+        self._weight, self._firsts, self._keep = linear.weight, linear.firsts, 1.0
+        if layer.dropout is not None:
+            self._keep = 1.0 - layer.dropout.p
+        n_input, h = linear.n_input, linear.out_features
+        weight = linear.weight.detach().t()  # (inputs, h)
+        self._inputs, self._weight_array = weight[:n_input], weight.numpy()
+        self._bias, self._bias_array = linear.bias.detach(), linear.bias.detach().numpy()
+        if linear.weight.grad is not None:
+            d_weight = linear.weight.grad.t()
+            self._d_inputs, self._d_weight_array = d_weight[:n_input], d_weight.numpy()
         self._d_bias = gradient_of(linear.bias)
-        self._of_norm = [_array(norm.weight), _array(norm.bias)]
-        self._d_of_norm = [gradient_of(norm.weight).numpy(), gradient_of(norm.bias).numpy()]
-        self._x, self._out, self._d_x = (torch.empty(n_cells, h) for _ in range(3))
-        self._d_input = torch.empty(n_cells, self._n_input)
+        self._scale, self._shift = norm.weight.detach().numpy(), norm.bias.detach().numpy()
+        self._d_scale, self._d_shift = gradient_of(norm.weight).numpy(), gradient_of(norm.bias).numpy()
+        self._running = (norm.running_mean.numpy(), norm.running_var.numpy())
+        self._n_seen = norm.num_batches_tracked.numpy().reshape(1)
+        self._eps, self._momentum = norm.eps, np.float32(norm.momentum)
         self._mean, self._inverse_deviation = np.empty((2, h), np.float32)
+        self._memory = Memory(
+            n_cells, before=h, out=h, d_before=h, d_input=0 if linear.weight.grad is None else n_input
+        )
 
     def draw(self, n: int) -> np.ndarray:
         """What dropout keeps of ``n`` cells, as factors; drawn as torch draws it."""
         if self._keep == 1.0:
             return NOTHING
-        return torch.empty(n, self._linear.out_features).bernoulli_(self._keep).div_(self._keep).numpy()
+        return torch.empty(n, len(self._bias)).bernoulli_(self._keep).div_(self._keep).numpy()
 
     def forward(self, x: Tensor | SparseRows, codes: np.ndarray, kept: np.ndarray) -> Tensor:
         """The output, ``(n, h)``, in memory that the next step takes over; the running statistics move on."""
-        from scdecode.kernels.small_loops import add_columns, normal_relu
+        from scdecode.kernels import small_loops
 
-        n = len(x)
+        tensors, arrays = self._memory.of(len(x))
         self._input, self._codes, self._kept = x, codes, kept
-        before, out = self._x[:n], self._out[:n]
         if isinstance(x, SparseRows):
-            product(x, self._weight.numpy(), _array(self._linear.bias), before.numpy())
+            product(x, self._weight_array, self._bias_array, arrays.before)
         else:
-            torch.addmm(self._linear.bias.detach(), x, self._weight[: self._n_input], out=before)
-            for column, first in self._linear.firsts:
-                add_columns(before.numpy(), self._weight.numpy(), codes[:, column], first)
-        norm = self._norm
-        assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
-        norm.num_batches_tracked.add_(1)
-        normal_relu(
-            before.numpy(), *self._of_norm, kept, norm.eps, np.float32(norm.momentum),
-            norm.running_mean.numpy(), norm.running_var.numpy(), self._mean, self._inverse_deviation, out.numpy(),
+            torch.addmm(self._bias, x, self._inputs, out=tensors.before)
+            for column, first in self._firsts:
+                small_loops.add_columns(arrays.before, self._weight_array, codes[:, column], first)
+        self._n_seen += 1
+        small_loops.normal_relu(
+            arrays.before, self._scale, self._shift, kept, self._eps, self._momentum, *self._running,
+            self._mean, self._inverse_deviation, arrays.out,
         )  # fmt: skip
+        out: Tensor = tensors.out
         return out
 
     def backward(self, d_out: Tensor) -> Tensor:
         """Write the gradients of the parameters that have a place; return that of the input, or before a sparse one."""
-        from scdecode.kernels.small_loops import add_columns_gradient, normal_relu_gradient
+        from scdecode.kernels import small_loops
 
-        x, n = self._input, len(d_out)
-        d_x = self._d_x[:n]
-        normal_relu_gradient(
-            d_out.numpy(), self._out[:n].numpy(), self._x[:n].numpy(), self._kept, self._of_norm[0], self._mean,
-            self._inverse_deviation, d_x.numpy(), *self._d_of_norm,
+        x, (tensors, arrays) = self._input, self._memory.of(len(d_out))
+        small_loops.normal_relu_gradient(
+            d_out.numpy(), arrays.out, arrays.before, self._kept, self._scale, self._mean, self._inverse_deviation,
+            arrays.d_before, self._d_scale, self._d_shift,
         )  # fmt: skip
-        torch.sum(d_x, 0, out=self._d_bias)
+        d_before: Tensor = tensors.d_before
+        torch.sum(d_before, 0, out=self._d_bias)
         if isinstance(x, SparseRows):
-            return d_x
-        assert self._d_weight is not None, "the weight of a dense input has a gradient with a place"
-        torch.mm(x.t(), d_x, out=self._d_weight[: self._n_input])
-        self._d_weight[self._n_input :].zero_()
-        for column, first in self._linear.firsts:
-            add_columns_gradient(d_x.numpy(), self._codes[:, column], first, self._d_weight.numpy())
-        return torch.mm(d_x, self._weight[: self._n_input].t(), out=self._d_input[:n])
+            return d_before
+        torch.mm(x.t(), d_before, out=self._d_inputs)
+        self._d_weight_array[len(self._inputs) :] = 0.0
+        for column, first in self._firsts:
+            small_loops.add_columns_gradient(arrays.d_before, self._codes[:, column], first, self._d_weight_array)
+        return torch.mm(d_before, self._inputs.t(), out=tensors.d_input)
 
     def change_genes(self, first: int, last: int, optimizer: KernelAdam) -> None:
         """Adam's step of the weight that meets the counts of genes ``first`` to ``last``."""
         assert isinstance(self._input, SparseRows), "another input is not sparse"
-        change_genes(self._input, self._d_x.numpy(), first, last, optimizer, self._linear.weight)
+        _, arrays = self._memory.of(len(self._input))
+        change_genes(self._input, arrays.d_before, first, last, optimizer, self._weight)
 
 
 class StepPosterior:
@@ -108,45 +143,45 @@ class StepPosterior:
 
     def __init__(self, encoder: Encoder, n_cells: int) -> None:
         heads = (encoder.mean, encoder.log_variance)
-        self._weights = [(head.weight.detach().t(), head.bias.detach()) for head in heads]
+        self._weights = [head.weight.detach() for head in heads]
+        self._biases = [head.bias.detach() for head in heads]
         self._gradients = [(gradient_of(head.weight), gradient_of(head.bias)) for head in heads]
-        k, n_hidden = encoder.mean.weight.shape
-        memory = [torch.empty(n_cells, k) for _ in range(6)]
-        self._outputs, self._d_outputs, self._variance, self._z = memory[:2], memory[2:4], memory[4], memory[5]
-        self._kl, self._d_hidden = torch.empty(n_cells), torch.empty(n_cells, n_hidden)
+        k, h = encoder.mean.weight.shape
+        self._memory = Memory(
+            n_cells, mean=k, log_variance=k, variance=k, z=k, kl=0, d_mean=k, d_log_variance=k, d_kl=0, d_hidden=h
+        )
 
     def forward(self, hidden: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The draw, ``(n, k)``, and the KL, ``(n,)``, in memory that the next step takes over."""
-        from scdecode.kernels.small_loops import draw
+        from scdecode.kernels import small_loops
 
-        n = len(hidden)
-        self._hidden, self._noise = hidden, noise
-        mean, log_variance = (one[:n] for one in self._outputs)
-        for out, (weight, bias) in zip((mean, log_variance), self._weights, strict=True):
-            torch.addmm(bias, hidden, weight, out=out)
-        variance, z, kl = self._variance[:n], self._z[:n], self._kl[:n]
-        draw(
-            mean.numpy(), log_variance.numpy(), noise.numpy(), np.float32(LEAST_VARIANCE),
-            variance.numpy(), z.numpy(), kl.numpy(),
-        )  # fmt: skip
-        return z, kl
+        tensors, arrays = self._memory.of(len(hidden))
+        self._hidden, self._noise = hidden, noise.numpy()
+        for out, weight, bias in zip((tensors.mean, tensors.log_variance), self._weights, self._biases, strict=True):
+            torch.addmm(bias, hidden, weight.t(), out=out)
+        small_loops.draw(
+            arrays.mean, arrays.log_variance, self._noise, _LEAST_VARIANCE, arrays.variance, arrays.z, arrays.kl
+        )
+        return tensors.z, tensors.kl
 
     def backward(self, d_z: Tensor, d_kl: float) -> Tensor:
         """Write the gradients of the parameters; return that of the hidden layer."""
-        from scdecode.kernels.small_loops import draw_gradient
+        from scdecode.kernels import small_loops
 
-        n = len(d_z)
-        d_outputs, d_hidden = [one[:n] for one in self._d_outputs], self._d_hidden[:n]
-        draw_gradient(
-            self._outputs[0][:n].numpy(), self._variance[:n].numpy(), self._noise.numpy(), np.float32(LEAST_VARIANCE),
-            d_z.contiguous().numpy(), np.full(n, d_kl, np.float32), *(one.numpy() for one in d_outputs),
+        tensors, arrays = self._memory.of(len(d_z))
+        arrays.d_kl[:] = d_kl
+        small_loops.draw_gradient(
+            arrays.mean, arrays.variance, self._noise, _LEAST_VARIANCE, d_z.contiguous().numpy(), arrays.d_kl,
+            arrays.d_mean, arrays.d_log_variance,
         )  # fmt: skip
-        for i, (d_out, (weight, _), (d_weight, d_bias)) in enumerate(
+        d_hidden: Tensor = tensors.d_hidden
+        d_outputs = (tensors.d_mean, tensors.d_log_variance)
+        for i, (d_out, weight, (d_weight, d_bias)) in enumerate(
             zip(d_outputs, self._weights, self._gradients, strict=True)
         ):
             torch.mm(d_out.t(), self._hidden, out=d_weight)
             torch.sum(d_out, 0, out=d_bias)
-            d_hidden.addmm_(d_out, weight.t(), beta=i)
+            d_hidden.addmm_(d_out, weight, beta=i)
         return d_hidden
 
 
@@ -154,7 +189,3 @@ def gradient_of(weight: Tensor) -> Tensor:
     """The place of a weight's gradient."""
     assert weight.grad is not None, "the optimiser gives each weight a place for its gradient"
     return weight.grad
-
-
-def _array(weight: Tensor) -> np.ndarray:
-    return weight.detach().numpy()

@@ -24,13 +24,12 @@ from scdecode.kernels.heads import Heads
 from scdecode.kernels.likelihood import Likelihood
 from scdecode.kernels.rows import Gatherer, SparseRows
 from scdecode.kernels.threads import Pending, in_background, n_threads, side_by_side
-from scdecode.minibatches import SparseMinibatch, gather
+from scdecode.minibatches import SparseMinibatch, small_tensors
 from scdecode.networks import Decoder
 from scdecode.step_layers import NOTHING, StepHidden, StepPosterior, gradient_of
 from scdecode.vae import VAE
 
 _GENES = 1024  # whose weights, gradients and moments a thread takes at once: they stay in its cache
-_CPU = torch.device("cpu")
 
 
 def can_step(network: nn.Module) -> bool:
@@ -56,6 +55,20 @@ class _Drawn:
     log_library_n1: Tensor
     kept: list[np.ndarray]  # of each hidden layer of the encoder: (n, h), zero where dropped; or empty
     noise: Tensor  # (n, k)
+
+
+class _Epoch:
+    """The cells of an epoch in its order: what is small is gathered for all minibatches at once."""
+
+    def __init__(self, cells: Cells, minibatches: Sequence[np.ndarray]) -> None:
+        self._minibatches, self._stops = minibatches, np.cumsum([0, *map(len, minibatches)]).tolist()
+        self._small = small_tensors(cells, np.concatenate(minibatches), torch.device("cpu"))
+
+    def minibatch(self, i: int, gatherer: Gatherer) -> SparseMinibatch:
+        some = slice(self._stops[i], self._stops[i + 1])
+        return SparseMinibatch(
+            gatherer.gather(self._minibatches[i]), **{name: tensor[some] for name, tensor in self._small.items()}
+        )
 
 
 class _Ahead:
@@ -126,24 +139,27 @@ class KernelStep:
             ``(steps, 4)`` sums over cells: reconstruction, KL of z, KL of l, and the loss.
         """
         parts = np.zeros((len(minibatches), 4), np.float32)
-        drawn = self._draw(self._gather(minibatches[0]))
-        for i, following in enumerate([*minibatches[1:], None]):
-            ahead = _Ahead()
+        epoch = _Epoch(self._cells, minibatches)
+        drawn = self._draw(self._gather(epoch, 0))
+        for i in range(len(minibatches)):
+            ahead, last = _Ahead(), i == len(minibatches) - 1
             try:
-                parts[i] = self._step(drawn, kl_weight, following, ahead)
+                parts[i] = self._step(drawn, kl_weight, None if last else partial(self._gather, epoch, i + 1), ahead)
             finally:  # whatever happens, no thread may draw random numbers later
                 drawn = ahead.result() or drawn
         return torch.from_numpy(parts)
 
-    def _step(self, drawn: _Drawn, kl_weight: float, following: np.ndarray | None, ahead: _Ahead) -> list[float]:
-        """One step, and meanwhile the minibatch ``following`` it: the other threads are idle between the regions."""
+    def _step(
+        self, drawn: _Drawn, kl_weight: float, gather: Callable[[], SparseMinibatch] | None, ahead: _Ahead
+    ) -> list[float]:
+        """One step, and meanwhile the next minibatch: the other threads are idle between the shared regions."""
         hidden = self._encode(drawn)
-        if following is not None:
-            ahead.start(partial(self._gather, following))
+        if gather is not None:
+            ahead.start(gather)
         latent, kl = self._posterior.forward(hidden, drawn.noise)
         hidden = self._decode(latent, drawn)
         likelihood, d_hidden, d_logits = self._likelihood(hidden, drawn)
-        if following is not None:
+        if gather is not None:
             ahead.start(partial(self._draw, ahead.result()))
         reconstruction, kl_z = float(likelihood.loss.numpy().sum()), float(kl.numpy().sum())
         d_latent = self._decoder_gradient(d_hidden)
@@ -153,10 +169,8 @@ class KernelStep:
 
     # -- a minibatch ahead -----------------------------------------------------------------------------------------
 
-    def _gather(self, rows: np.ndarray) -> SparseMinibatch:
-        cells = gather(self._cells, rows, _CPU, next(self._gatherers))
-        assert isinstance(cells, SparseMinibatch)
-        return cells
+    def _gather(self, epoch: _Epoch, i: int) -> SparseMinibatch:
+        return epoch.minibatch(i, next(self._gatherers))
 
     def _draw(self, cells: SparseMinibatch) -> _Drawn:
         """The random numbers are those of torch's own modules, in their order."""
@@ -183,7 +197,7 @@ class KernelStep:
     def _likelihood(self, hidden: Tensor, drawn: _Drawn) -> tuple[Likelihood, Tensor, list[Tensor]]:
         n, config = len(drawn.cells), self._vae.config
         log_theta = self._vae.log_theta_of(None, drawn.cells.codes_nc)
-        likelihood = Likelihood.of(
+        likelihood = Likelihood(
             drawn.cells.rows,
             config.gene_likelihood,
             not config.use_size_factor,
@@ -222,7 +236,7 @@ class KernelStep:
         n_genes = self._vae.n_genes
         side_by_side(part, n_genes, piece=min(_GENES, -(-n_genes // n_threads())))
         if self._log_theta is not None:
-            _, d_theta = likelihood.other_gradients()
+            d_theta = likelihood.d_log_theta()
             assert d_theta is not None, "what has a dispersion has its gradient"
             d_table = gradient_of(self._log_theta)
             if len(d_table) == 1 and d_theta.ndim == 1:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scdecode.kernels.threads import side_by_side
 
@@ -23,12 +23,12 @@ class KernelAdam(torch.optim.Adam):
     """
 
     _n_steps = 0
-    _stretches: dict[nn.Parameter, tuple[int, int]] | None = None
+    _stretches: dict[Tensor, tuple[int, int]] | None = None
     """Where each weight lies."""
-    _places: dict[nn.Parameter, Tensor]
+    _places: dict[Tensor, Tensor]
     """The places of the gradients; those that come elsewhere are copied there."""
 
-    def lay(self, weights: list[nn.Parameter] | None = None, large: Sequence[nn.Parameter] = ()) -> None:
+    def lay(self, weights: list[Tensor] | None = None, large: Sequence[Tensor] = ()) -> None:
         """Move the weights, by default those that have a gradient; what is in them and in their moments stays.
 
         After them lie ``large`` ones, whose gradients have no place: :meth:`change` is given each.
@@ -48,10 +48,10 @@ class KernelAdam(torch.optim.Adam):
         for weight, start in zip(weights, starts, strict=False):
             state, stop = self.state[weight], start + weight.numel()
             views = [_view(one[start:stop], weight) for one in flat]
-            sources = (weight.detach(), state.get("exp_avg"), state.get("exp_avg_sq"))
+            sources = [weight.detach(), state.get("exp_avg"), state.get("exp_avg_sq")]
             if stop <= len(gradient):
                 views.append(_view(gradient[start:stop], weight))
-                sources = (*sources, weight.grad)
+                sources.append(weight.grad)
                 self._places[weight] = views[-1]
             for view, source in zip(views, sources, strict=True):
                 if source is not None:
@@ -61,7 +61,7 @@ class KernelAdam(torch.optim.Adam):
             self._stretches[weight] = (start, stop)
         self._step = step
 
-    def stretch(self, weight: nn.Parameter) -> tuple[int, int]:
+    def stretch(self, weight: Tensor) -> tuple[int, int]:
         """Where the numbers of a weight lie."""
         assert self._stretches is not None
         return self._stretches[weight]

@@ -25,14 +25,17 @@ def _run(index: type) -> None:
     indices, values = np.zeros(1, np.int32), np.ones(1, np.float32)
     one, row, block = np.zeros((1, 1), np.float32), np.zeros(1, np.float32), (0, 1)
     ids, logs = indices.copy(), row.copy()
-    sparse_loops.gather_rows(rows, indptr.astype(index), indices.astype(index), values, indptr.copy(), ids, row, logs)
-    sparse_loops.turn_round(indptr, ids, logs, indptr.copy(), indices.copy(), row)
+    sparse_loops.gather(
+        rows, indptr.astype(index), indices.astype(index), values,
+        indptr.copy(), ids, row, logs, indptr.copy(), indices.copy(), row.copy(),
+    )  # fmt: skip
     sparse_loops.product(*block, indptr, ids, logs, one, row, one.copy())
     sparse_loops.gradient(*block, indptr, ids, logs, one, one.copy())
     numbers = np.ones(6, np.float32)
     sparse_loops.gradient_and_step(*block, indptr, ids, logs, one, one.copy(), one.copy(), one.copy(), *numbers)
     adam_loops.adam(row.copy(), row, row.copy(), row.copy(), *np.ones(6, np.float32))
     likelihood_loops.thetas(row, row.copy(), row.copy())
+    likelihood_loops.finish_theta(one, row, row.copy())
     likelihood_loops.likelihood_blocks(
         *block, likelihood_loops.ZINB, True, False, True, row, row, one, row, one, one, one, indptr, ids, values, row,
         row.copy(), one.copy(), row.copy(), one.copy(), one.copy(),

@@ -100,10 +100,10 @@ class HeadsLikelihood(torch.autograd.Function):
         heads = Heads([weight.detach() for weight, _ in given], [bias.detach() for _, bias in given])
 
         def compute(cell_weight: Tensor, *, gradients: bool) -> tuple[Tensor, tuple[Any, ...]]:
-            asked = Likelihood.of(rows, kind, softmax, log_library, log_theta, cell_weight, gradients=gradients)
+            asked = Likelihood(rows, kind, softmax, log_library, log_theta, cell_weight, gradients)
             logits = [torch.empty(n, rows.n_genes) for _ in given]
             d_hidden = heads.compute(hidden.detach(), asked, logits)
-            return asked.loss, (logits, d_hidden, asked.other_gradients())
+            return asked.loss, (logits, d_hidden, (asked.d_library[:, None], asked.d_log_theta()))
 
         ctx.heads, ctx.hidden, ctx.compute = heads, hidden.detach(), compute
         ctx.cell_weight = torch.full((n,), 1.0 / n)

@@ -18,9 +18,10 @@ from scdecode.kernels.threads import side_by_side
 
 _KINDS = {"nb": 0, "zinb": 1, "poisson": 2}
 _EMPTY = np.empty((0, 0), np.float32)
+_EMPTY_THETAS = np.empty((2, 0, 0), np.float32)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Likelihood:
     """-log p(x) of the cells of a minibatch: what is given beside the logits, and where the results go.
 
@@ -49,31 +50,17 @@ class Likelihood:
     log_theta: Tensor | None
     weight: Tensor
     gradients: bool
-    loss: Tensor  # (n,)
-    d_library: Tensor  # (n,)
-    d_theta: Tensor | None  # (blocks, g), or (n, g) as theta is
-    thetas: np.ndarray  # log theta within its bounds, and theta: (2, 1 or n, g)
 
-    @classmethod
-    def of(
-        cls,
-        rows: SparseRows,
-        kind: str,
-        softmax: bool,
-        log_library: Tensor,
-        log_theta: Tensor | None,
-        weight: Tensor,
-        *,
-        gradients: bool,
-    ) -> Likelihood:
-        """With memory for the results."""
-        n = len(rows)
-        d_theta = None
-        if gradients and log_theta is not None:
-            d_theta = torch.zeros(n if log_theta.ndim == 2 else n_blocks(n), rows.n_genes)
-        loss, d_library = torch.empty(2, n)
-        made = _thetas(log_theta)
-        return cls(rows, kind, softmax, log_library, log_theta, weight, gradients, loss, d_library, d_theta, made)
+    def __post_init__(self) -> None:
+        n, g = len(self.rows), self.rows.n_genes
+        self.loss, self.d_library = torch.empty(2, n)
+        """Results, ``(n,)`` each."""
+        self._by_cell = self.log_theta is not None and self.log_theta.ndim == 2
+        self._thetas, self._d_theta = _EMPTY_THETAS, _EMPTY  # log theta within its bounds, and theta
+        if self.log_theta is not None:
+            self._thetas = thetas_of(self.log_theta)
+            if self.gradients:
+                self._d_theta = np.zeros((n if self._by_cell else n_blocks(n), g), np.float32)
 
     def blocks(
         self,
@@ -90,30 +77,31 @@ class Likelihood:
         """
         from scdecode.kernels.likelihood_loops import likelihood_blocks
 
-        by_cell = self.log_theta is not None and self.log_theta.ndim == 2
         rows = self.rows
+        bias, zi_bias = (_array(*biases[i : i + 1]).reshape(-1) for i in (0, 1))
         likelihood_blocks(
-            first, last, _KINDS[self.kind], self.softmax, by_cell, self.gradients,
-            *(_array(*biases[i : i + 1]).reshape(-1) for i in (0, 1)), _array(logits[0]), _array(self.log_library).reshape(-1), self.thetas[1], self.thetas[0],
-            _array(*logits[1:]), rows.indptr, rows.indices, rows.values, _array(self.weight), self.loss.numpy(),
-            _array(*d_logits[:1]), self.d_library.numpy(), _array(self.d_theta), _array(*d_logits[1:]),
+            first, last, _KINDS[self.kind], self.softmax, self._by_cell, self.gradients, bias, zi_bias,
+            _array(logits[0]), _array(self.log_library).reshape(-1), self._thetas[1], self._thetas[0],
+            _array(*logits[1:]), rows.indptr, rows.indices, rows.values, _array(self.weight),
+            self.loss.numpy(), _array(*d_logits[:1]), self.d_library.numpy(), self._d_theta, _array(*d_logits[1:]),
         )  # fmt: skip
 
-    def other_gradients(self) -> tuple[Tensor, Tensor | None]:
-        """Those of the log library size and of log theta, in their shapes."""
-        d_theta = self.d_theta
-        if d_theta is not None and self.log_theta is not None:
-            if self.log_theta.ndim == 1:
-                d_theta = d_theta.sum(0)
-            d_theta *= torch.from_numpy(self.thetas[0]).view_as(d_theta) == self.log_theta  # none beyond the bounds
-        return self.d_library[:, None], d_theta
+    def d_log_theta(self) -> Tensor | None:
+        """The gradient of log theta, in its shape."""
+        from scdecode.kernels.likelihood_loops import finish_theta
+
+        if self.log_theta is None or not self.gradients:
+            return None
+        out = torch.empty(self.log_theta.shape)
+        n_sums = 1 if self._by_cell else len(self._d_theta)
+        finish_theta(self._d_theta.reshape(n_sums, -1), _array(self.log_theta).reshape(-1), out.view(-1).numpy())
+        return out
 
 
-def _thetas(log_theta: Tensor | None) -> np.ndarray:
+def thetas_of(log_theta: Tensor) -> np.ndarray:
+    """Log theta within its bounds, and theta: ``(2, 1 or n, g)``."""
     from scdecode.kernels.likelihood_loops import thetas
 
-    if log_theta is None:
-        return np.empty((2, 0, 0), np.float32)
     given = _array(log_theta)
     made = np.empty((2, given.size // given.shape[-1], given.shape[-1]), np.float32)
     thetas(given.reshape(-1), made[0].reshape(-1), made[1].reshape(-1))
@@ -148,12 +136,12 @@ class FusedLikelihood(torch.autograd.Function):
         n = len(logits)
 
         def compute(weight: Tensor, *, gradients: bool) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-            likelihood = Likelihood.of(rows, kind, softmax, log_library, log_theta, weight, gradients=gradients)
+            likelihood = Likelihood(rows, kind, softmax, log_library, log_theta, weight, gradients)
             given = [logits] if zi_logits is None else [logits, zi_logits]
             made = [torch.empty(logits.shape) for _ in given] if gradients else []
             side_by_side(lambda first, last: likelihood.blocks(first, last, given, made), n_blocks(n))
             d_logits, d_zi = (*made, None, None)[:2]
-            return likelihood.loss, (d_logits, *likelihood.other_gradients(), d_zi)
+            return likelihood.loss, (d_logits, likelihood.d_library[:, None], likelihood.d_log_theta(), d_zi)
 
         ctx.weight, ctx.compute = torch.full((n,), 1.0 / n), compute
         loss, ctx.gradients = compute(ctx.weight, gradients=any(ctx.needs_input_grad))

@@ -50,6 +50,12 @@ def _sum(a):  # type: ignore[no-untyped-def]
 
 
 @_exact
+def _add_multiple(source, target, factor):  # type: ignore[no-untyped-def]
+    for j in range(len(target)):
+        target[j] += factor * source[j]
+
+
+@_exact
 def _largest(a):  # type: ignore[no-untyped-def]
     top = a[0]
     for j in range(1, len(a)):
@@ -96,6 +102,17 @@ def thetas(log_theta, clamped, theta):  # type: ignore[no-untyped-def]
         clamped[j] = _LOG_THETA_HIGH if x > _LOG_THETA_HIGH else x
     for j in range(len(theta)):
         theta[j] = exp32(clamped[j])
+
+
+@_exact
+def finish_theta(parts, log_theta, out):  # type: ignore[no-untyped-def]
+    """The sum of the gradients of log theta, none beyond its bounds."""
+    out[:] = parts[0]
+    for i in range(1, len(parts)):
+        _add_multiple(parts[i], out, _ONE)
+    for j in range(len(out)):
+        x = log_theta[j]
+        out[j] = out[j] if x >= _LOG_THETA_LOW and x <= _LOG_THETA_HIGH else _ZERO
 
 
 @_exact
@@ -226,12 +243,6 @@ def _inflate_counts(s, lo, places, values):  # type: ignore[no-untyped-def]
 
 
 @_exact
-def _add_multiple(source, target, factor):  # type: ignore[no-untyped-def]
-    for j in range(len(target)):
-        target[j] += factor * source[j]
-
-
-@_exact
 def _copy(source, target, factor):  # type: ignore[no-untyped-def]
     for j in range(len(target)):
         target[j] = factor * source[j]
@@ -255,9 +266,10 @@ def likelihood_blocks(  # type: ignore[no-untyped-def]
     logits, log_library, theta, log_theta, zi_logits, indptr, indices, values, weight,
     loss, d_logits, d_library, d_theta, d_zi,
 ):  # fmt: skip
-    """Blocks ``first`` to ``last`` of cells; the biases, if they are not empty, are first added to the logits.
+    """Blocks ``first`` to ``last`` of cells; biases that are not empty are added to the logits first.
 
-    ``d_logits`` may be ``logits`` itself, and ``d_zi`` ``zi_logits``. ``theta`` has one row, or (``by_cell``) a row a cell, and ``log_theta`` likewise. ``d_theta`` has a row a block, or
+    ``d_logits`` may be ``logits`` itself, and ``d_zi`` ``zi_logits``. ``theta`` has one row, or (``by_cell``) a row a
+    cell, and ``log_theta`` likewise. ``d_theta`` has a row a block, or
     a cell, and is added to. All gradients are those of the sum of ``weight * loss``.
     """
     n, g = logits.shape

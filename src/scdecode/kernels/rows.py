@@ -49,7 +49,7 @@ class Gatherer:
 
     def gather(self, rows: np.ndarray) -> SparseRows:
         """The rows at positions ``rows``, int64."""
-        from scdecode.kernels.sparse_loops import gather_rows, turn_round
+        from scdecode.kernels.sparse_loops import gather
 
         counts = self._counts
         n_entries = int((counts.indptr[rows + 1] - counts.indptr[rows]).sum())
@@ -61,6 +61,8 @@ class Gatherer:
         indptr = self._indptr[: len(rows) + 1]
         indices, cells = self._integers[:, :n_entries]
         values, logs, cell_logs = self._floats[:, :n_entries]
-        gather_rows(rows, counts.indptr, counts.indices, counts.data, indptr, indices, values, logs)
-        turn_round(indptr, indices, logs, self._gene_indptr, cells, cell_logs)
+        gather(
+            rows, counts.indptr, counts.indices, counts.data,
+            indptr, indices, values, logs, self._gene_indptr, cells, cell_logs,
+        )  # fmt: skip
         return SparseRows(indptr, indices, values, logs, self._gene_indptr, cells, cell_logs)

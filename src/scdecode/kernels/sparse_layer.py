@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scdecode.kernels.adam import KernelAdam
 from scdecode.kernels.rows import SparseRows
@@ -80,7 +80,7 @@ def gradient_of_genes(rows: SparseRows, d_out_nh: np.ndarray, first: int, last: 
 
 
 def change_genes(
-    rows: SparseRows, d_out_nh: np.ndarray, first: int, last: int, optimizer: KernelAdam, weight: nn.Parameter
+    rows: SparseRows, d_out_nh: np.ndarray, first: int, last: int, optimizer: KernelAdam, weight: Tensor
 ) -> None:
     """Adam's step of the weights of genes ``first`` to ``last``, each as soon as its gradient is known."""
     from scdecode.kernels.sparse_loops import gradient_and_step

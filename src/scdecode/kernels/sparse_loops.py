@@ -17,7 +17,7 @@ _loop = jit(fastmath={"contract"})
 
 
 @_loop
-def gather_rows(  # type: ignore[no-untyped-def]
+def _gather_rows(  # type: ignore[no-untyped-def]
     rows, all_indptr, all_indices, all_values, indptr, indices, values, logs
 ):
     """Copy rows of a CSR matrix, and log1p of its values beside them."""
@@ -35,7 +35,7 @@ def gather_rows(  # type: ignore[no-untyped-def]
 
 
 @_loop
-def turn_round(indptr, indices, logs, gene_indptr, cells, cell_logs):  # type: ignore[no-untyped-def]
+def _turn_round(indptr, indices, logs, gene_indptr, cells, cell_logs):  # type: ignore[no-untyped-def]
     """The entries by gene instead of by cell: a counting sort, so that cells stay in order within a gene."""
     g = len(gene_indptr) - 1
     gene_indptr[:] = 0
@@ -55,6 +55,15 @@ def turn_round(indptr, indices, logs, gene_indptr, cells, cell_logs):  # type: i
     for j in range(g, 0, -1):
         gene_indptr[j] = gene_indptr[j - 1]
     gene_indptr[0] = 0
+
+
+@_loop
+def gather(  # type: ignore[no-untyped-def]
+    rows, all_indptr, all_indices, all_values, indptr, indices, values, logs, gene_indptr, cells, cell_logs
+):
+    """Rows of a CSR matrix by cell and by gene."""
+    _gather_rows(rows, all_indptr, all_indices, all_values, indptr, indices, values, logs)
+    _turn_round(indptr, indices, logs, gene_indptr, cells, cell_logs)
 
 
 @_loop
@@ -111,7 +120,7 @@ def gradient_and_step(  # type: ignore[no-untyped-def]
     first, last, gene_indptr, cells, cell_logs, d_out_nh, weight, mean, square,
     beta1, beta2, decay, step_size, root_correction, eps,
 ):  # fmt: skip
-    """Genes ``first`` to ``last`` of ``dW = X' dout``, and Adam of them; ``weight`` and its moments are ``(genes, h)``."""
+    """Genes ``first`` to ``last`` of ``dW = X' dout``, and Adam of these ``(genes, h)`` weights and moments."""
     row = np.empty(d_out_nh.shape[1], np.float32)
     for j in range(first, last):
         row[:] = np.float32(0.0)
