@@ -93,7 +93,6 @@ _TRAINER: Refusals = {
     "num_nodes": ((1,), "a model is trained on one device"),
     "use_distributed_sampler": ((True, False), "a model is trained on one device"),
     "sync_batchnorm": ((False,), "a model is trained on one device"),
-    "precision": ((None, 32, "32", "32-true"), "it is trained in single precision"),
     "gradient_clip_val": ((None, 0), "gradients are not clipped; a lower lr is the remedy here"),
     "gradient_clip_algorithm": ((None,), "gradients are not clipped; a lower lr is the remedy here"),
     "accumulate_grad_batches": ((1,), "set batch_size"),
@@ -219,6 +218,8 @@ def train_options(
         refuse("train", others, table)
         for name in values.keys() - others.keys():
             value = defaults[name] if values[name] is None and name not in _NONE_MEANS else values[name]
+            if name == "precision" and isinstance(value, int | str):
+                value = _PRECISIONS.get(value, value)
             # what nobody said, as train passes it on, does not overrule what somebody said
             said = values is given and name not in own
             if said or name not in options or value != defaults[name]:
@@ -232,6 +233,9 @@ def _suggested(name: str, table: Refusals) -> str:
 
 _OLD = {"use_gpu": "; pass accelerator='gpu' or 'cpu'", "use_cuda": "; pass accelerator='gpu' or 'cpu'"}
 """Arguments of earlier versions of scvi-tools."""
+
+_PRECISIONS = {32: "fp32", "32": "fp32", "32-true": "fp32", "bf16-mixed": "bf16"}
+"""Words of lightning, and ours."""
 
 _NONE_MEANS = ("max_epochs", "n_epochs_kl_warmup", "validation_size")
 """Fields of which None is a value; of another, as ``train_size`` in scvi-tools, it is the default."""

@@ -211,6 +211,8 @@ class Decoder(nn.Module):
         self.scale = nn.Linear(n_hidden, n_genes)
         self.log_theta = nn.Linear(n_hidden, n_genes)
         self.zi_logits = nn.Linear(n_hidden, n_genes)
+        self.precision = torch.float32
+        """Of the kernels' products with the heads of the scale and of the zero inflation."""
 
     def forward(
         self,
@@ -279,6 +281,7 @@ class LinearDecoder(nn.Module):
         super().__init__()
         self.scale = LinearHead(n_in, n_genes, n_levels, batch_norm=batch_norm, bias=bias)
         self.zi_logits = LinearHead(n_in, n_genes, n_levels, batch_norm=batch_norm, bias=bias)
+        self.precision = torch.float32
 
     def forward(
         self,

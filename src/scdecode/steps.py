@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from scdecode.cells import Cells
 from scdecode.kernels.adam import KernelAdam
-from scdecode.kernels.heads import Heads
+from scdecode.kernels.heads import Heads, HeadsGradient
 from scdecode.kernels.likelihood import Likelihood
 from scdecode.kernels.rows import Gatherer, SparseRows
 from scdecode.kernels.threads import Pending, in_background, n_threads, side_by_side
@@ -120,7 +120,8 @@ class KernelStep:
         self._encoder = [StepHidden(layer, n_cells) for layer in layers[:n_encoder]]
         self._posterior = StepPosterior(vae.z_encoder, n_cells)
         self._decoder = [StepHidden(layer, n_cells) for layer in layers[n_encoder:]]
-        self._heads = Heads([head.weight.detach() for head in heads], [head.bias.detach() for head in heads])
+        weights, biases = [head.weight.detach() for head in heads], [head.bias.detach() for head in heads]
+        self._heads = Heads(weights, biases, vae.decoder.precision)
         self._logits = [torch.empty(n_cells, vae.n_genes) for _ in heads]
 
     def epoch(self, minibatches: Sequence[np.ndarray], kl_weight: float) -> Tensor:
@@ -158,13 +159,13 @@ class KernelStep:
             ahead.start(gather)
         latent, kl = self._posterior.forward(hidden, drawn.noise)
         hidden = self._decode(latent, drawn)
-        likelihood, d_hidden, d_logits = self._likelihood(hidden, drawn)
+        likelihood, back = self._likelihood(hidden, drawn)
         if gather is not None:
             ahead.start(partial(self._draw, ahead.result()))
         reconstruction, kl_z = float(likelihood.loss.numpy().sum()), float(kl.numpy().sum())
-        d_latent = self._decoder_gradient(d_hidden)
+        d_latent = self._decoder_gradient(back.d_hidden)
         self._encoder_gradient(d_latent, kl_weight / len(drawn.cells))
-        self._change(drawn, hidden, d_logits, likelihood)
+        self._change(drawn, back, likelihood)
         return [reconstruction, kl_z, 0.0, reconstruction + kl_weight * kl_z]
 
     # -- a minibatch ahead -----------------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ class KernelStep:
             x = layer.forward(x, cells.codes_nc.numpy(), NOTHING)
         return x
 
-    def _likelihood(self, hidden: Tensor, drawn: _Drawn) -> tuple[Likelihood, Tensor, list[Tensor]]:
+    def _likelihood(self, hidden: Tensor, drawn: _Drawn) -> tuple[Likelihood, HeadsGradient]:
         n, config = len(drawn.cells), self._vae.config
         log_theta = self._vae.log_theta_of(None, drawn.cells.codes_nc)
         likelihood = Likelihood(
@@ -207,7 +208,7 @@ class KernelStep:
             gradients=True,
         )
         logits = [one[:n] for one in self._logits]
-        return likelihood, self._heads.compute(hidden, likelihood, logits), logits
+        return likelihood, self._heads.compute(hidden, likelihood, logits)
 
     # -- and back --------------------------------------------------------------------------------------------------
 
@@ -221,17 +222,17 @@ class KernelStep:
         for layer in reversed(self._encoder):
             d_hidden = layer.backward(d_hidden)
 
-    def _change(self, drawn: _Drawn, hidden: Tensor, d_logits: list[Tensor], likelihood: Likelihood) -> None:
+    def _change(self, drawn: _Drawn, back: HeadsGradient, likelihood: Likelihood) -> None:
         """The gradients of the large weights, and Adam: of each stretch of genes while it is in the cache."""
         optimizer, first_layer = self._optimizer, self._encoder[0]
         optimizer.begin_step()
 
         def part(first: int, last: int) -> None:
             first_layer.change_genes(first, last, optimizer)
-            for (start, width), d_logit, d_bias in zip(self._large, d_logits, self._d_biases, strict=True):
-                gradient = torch.mm(d_logit[:, first:last].t(), hidden)
-                optimizer.change(start + first * width, start + last * width, gradient.view(-1).numpy())
-                torch.sum(d_logit[:, first:last], 0, out=d_bias[first:last])
+            for i, ((start, width), d_bias) in enumerate(zip(self._large, self._d_biases, strict=True)):
+                gradient = back.of_weight(i, first, last).view(-1).numpy()
+                optimizer.change(start + first * width, start + last * width, gradient)
+                torch.sum(back.d_logits[i][:, first:last], 0, out=d_bias[first:last])
 
         n_genes = self._vae.n_genes
         side_by_side(part, n_genes, piece=min(_GENES, -(-n_genes // n_threads())))

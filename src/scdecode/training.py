@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,18 +23,29 @@ from torch import Tensor
 
 from scdecode.cells import Cells, check_unchanged
 from scdecode.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from scdecode.classification import SemiSupervised
+from scdecode.classification import Answers, SemiSupervised, SemiSupervisedElbo
 from scdecode.config import TrainConfig
+from scdecode.device_step import DeviceBound, backend_for
 from scdecode.devices import seeded
 from scdecode.errors import ConfigError, OutputError, TrainingError, TrainingWarning, warn
-from scdecode.kernels import usable
+from scdecode.kernels import precision_of, usable
 from scdecode.kernels.adam import KernelAdam
 from scdecode.kernels.rows import Gatherer
 from scdecode.kernels.threads import own_threads
-from scdecode.minibatches import Split, gather, labelled_order, rows_of, split_cells, split_labelled
-from scdecode.networks import allow_kernels
+from scdecode.minibatches import (
+    Minibatch,
+    SparseMinibatch,
+    Split,
+    gather,
+    labelled_order,
+    rows_of,
+    split_cells,
+    split_labelled,
+)
+from scdecode.networks import Decoder, allow_kernels
+from scdecode.resident import DeviceCells, bytes_of, fits, free_bytes
 from scdecode.steps import KernelStep, can_step
-from scdecode.vae import VAE
+from scdecode.vae import VAE, Elbo
 
 Network = VAE | SemiSupervised
 """What can be trained: both have ``elbo``, whose parts can be added up, and a loss of them."""
@@ -78,12 +89,59 @@ class _Run:
             self.since_best += 1
 
 
-@dataclass(frozen=True, eq=False)
-class _Sparse:
-    """Where minibatches stay sparse: memory for that of a step, and for the labelled one beside it."""
+Source = Callable[[Sequence[np.ndarray]], Iterator[Minibatch | SparseMinibatch]]
+"""From the positions of the cells of each minibatch to these, each good until the next is asked for."""
 
-    cells: Gatherer
-    labelled: Gatherer
+
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """How minibatches come, and how their bound is computed."""
+
+    cells: Source
+    labelled: Source  # beside the others
+    bound: DeviceBound | None = None  # in place of the network's own
+
+    def elbo(self, network: Network, cells: Minibatch | SparseMinibatch) -> Elbo | SemiSupervisedElbo:
+        if self.bound is None:
+            return network.elbo(cells)
+        assert isinstance(cells, Minibatch)
+        if isinstance(network, VAE):
+            return self.bound.elbo(cells)
+        drawn = self.bound.reconstruct(cells)
+        latent, kl_z2, kl_y = network.classification.bound(drawn.posterior, drawn.latent)
+        return SemiSupervisedElbo(drawn.loss, latent, kl_z2=kl_z2, kl_y=kl_y, kl_l=drawn.kl_l)
+
+    def answers(self, network: SemiSupervised, cells: Minibatch | SparseMinibatch) -> Answers:
+        if self.bound is None:
+            return network.answers(cells)
+        assert isinstance(cells, Minibatch)
+        return network.classification.answers(self.bound.encode(cells).mean, cells.codes_nc[:, -1])
+
+
+def _on_gpu(device: torch.device) -> bool:
+    """Whether to train in the form that suits a GPU, which is right on any device."""
+    return device.type == "cuda"
+
+
+def _way_of(network: Network, cells: Cells, config: TrainConfig, device: torch.device, *, kernels: bool) -> _Way:
+    """The way for a network that is on the device."""
+
+    def source(gatherer: Gatherer | None) -> Source:
+        return lambda minibatches: (gather(cells, rows, device, gatherer) for rows in minibatches)
+
+    if not _on_gpu(device):
+        return _Way(*(source(Gatherer(cells.counts) if kernels else None) for _ in range(2)))
+    n_weights = sum(weight.numel() for weight in network.parameters())
+    resident = fits(
+        bytes_of(cells),
+        free_bytes(device),
+        n_weights=n_weights,
+        n_genes=network.n_genes,
+        batch_size=min(config.batch_size, len(cells)),
+    )
+    there = DeviceCells(cells, device, resident=resident)
+    bound = DeviceBound(_vae(network), config.batch_size, config.precision, backend_for(device))
+    return _Way(there.minibatches, there.minibatches, bound)
 
 
 def _vae(network: Network) -> VAE:
@@ -150,13 +208,16 @@ def fit(
         identity = {**_identity(network, cells, config), "crc32 of the first weights": start or digest_of(network)}
     run, whole = _Run(), _snapshot(network)
     ending, resumed = "failed", False  # until it is known otherwise
-    sparse: _Sparse | None = None
+    kernels = False
     try:
         network.to(device).requires_grad_(True)
-        if device.type == "cpu" and _vae(network).takes_sparse and usable():
-            sparse = _Sparse(Gatherer(cells.counts), Gatherer(cells.counts))
+        if config.precision == "bf16" and device.type == "cpu":
+            _lower_precision(_vae(network))
+        if device.type == "cpu" and not _on_gpu(device) and _vae(network).takes_sparse and usable():
+            kernels = True
             allow_kernels(network, True)
-        optimizer = _optimizer(network, config, device, kernels=sparse is not None)
+        way = _way_of(network, cells, config, device, kernels=kernels)
+        optimizer = _optimizer(network, config, device, kernels=kernels)
         if checkpoint is not None:
             if Path(checkpoint).exists():
                 _restore(read_checkpoint(checkpoint, identity), network, optimizer, run)
@@ -172,8 +233,8 @@ def fit(
         if isinstance(optimizer, KernelAdam) and can_step(network):
             step = KernelStep(_vae(network), optimizer, cells, min(config.batch_size + 1, len(split.train)))
         while len(run.rows) < n_epochs and not run.stops_early(config):
-            with own_threads() if sparse is not None else nullcontext():
-                row = _epoch(network, optimizer, cells, split, config, len(run.rows), device, sparse, step)
+            with own_threads() if kernels else nullcontext():
+                row = _epoch(network, optimizer, cells, split, config, len(run.rows), device, way, step)
             run.record(row, config)
             whole = _snapshot(network)
             if checkpoint is not None:
@@ -186,9 +247,10 @@ def fit(
             raise
         ending = "interrupted"
     finally:
-        network.load_state_dict(whole)
+        network.load_state_dict(whole, strict=False)
         network.to("cpu").eval().requires_grad_(False)  # only training changes the weights
         allow_kernels(network, False)
+        _vae(network).decoder.precision = torch.float32
         network.zero_grad(set_to_none=True)
         history = History(
             pd.DataFrame(run.rows, index=pd.RangeIndex(len(run.rows), name="epoch")), ending, split, resumed
@@ -196,6 +258,16 @@ def fit(
         if ending == "failed" and run.rows and on_failure is not None:
             on_failure(history)
     return history
+
+
+def _lower_precision(vae: VAE) -> None:
+    """Let the CPU compute the products with the decoder's heads in bf16."""
+    if not (isinstance(vae.decoder, Decoder) and vae.takes_sparse and usable()):
+        raise ConfigError(
+            "precision: 'bf16' came, but on the CPU it is for a nonlinear decoder, counts, and an encoder without "
+            "covariates, where Numba works; pass precision='fp32'"
+        )
+    vae.decoder.precision = precision_of("bf16")
 
 
 def _optimizer(network: Network, config: TrainConfig, device: torch.device, *, kernels: bool) -> torch.optim.Adam:
@@ -236,7 +308,7 @@ def _epoch(
     config: TrainConfig,
     epoch: int,
     device: torch.device,
-    sparse: _Sparse | None,
+    way: _Way,
     by_hand: KernelStep | None,
 ) -> dict[str, float]:
     start = time.perf_counter()
@@ -253,26 +325,25 @@ def _epoch(
         answers = torch.zeros(len(labelled), 2, device=device)
         if by_hand is not None:
             parts = by_hand.epoch(minibatches, kl_weight)
-        for step, rows in enumerate(minibatches if by_hand is None else []):
-            elbo = network.elbo(gather(cells, rows, device, None if sparse is None else sparse.cells))
+        few_cells = way.labelled(labelled)
+        for step, some_cells in enumerate(way.cells(minibatches if by_hand is None else [])):
+            elbo = way.elbo(network, some_cells)
             loss = elbo.loss(kl_weight)
             if isinstance(network, SemiSupervised):
-                answer = network.answers(
-                    gather(cells, labelled[step], device, None if sparse is None else sparse.labelled)
-                )
+                answer = way.answers(network, next(few_cells))
                 loss = loss + config.classification_ratio * answer.cross_entropy.mean()
                 answers[step] = answer.sums().detach()
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimizer.step()
-            parts[step, :3], parts[step, 3] = elbo.sums().detach(), loss.detach() * len(rows)
+            parts[step, :3], parts[step, 3] = elbo.sums().detach(), loss.detach() * len(some_cells)
         network.eval()
         _check_finite(parts, network, cells, minibatches, config, epoch)
         row = _row(parts.double().sum(0).cpu() / len(order), "train")
         if labelled:
             row |= _label_row(answers.double().sum(0).cpu() / sum(len(some) for some in labelled), "train")
         if len(split.validation) and (epoch + 1) % config.check_val_every_n_epoch == 0:
-            row |= _validate(network, cells, split.validation, config, kl_weight, device, sparse)
+            row |= _validate(network, cells, split.validation, config, kl_weight, device, way)
     return row | {"kl_weight": kl_weight, "seconds": time.perf_counter() - start}
 
 
@@ -284,19 +355,19 @@ def _validate(
     config: TrainConfig,
     kl_weight: float,
     device: torch.device,
-    sparse: _Sparse | None,
+    way: _Way,
 ) -> dict[str, float]:
     parts = torch.zeros(4, dtype=torch.float64, device=device)
-    for some in rows_of(rows, config.batch_size, lone=True):
-        elbo = network.elbo(gather(cells, some, device, None if sparse is None else sparse.cells))
+    for some in way.cells(list(rows_of(rows, config.batch_size, lone=True))):
+        elbo = way.elbo(network, some)
         parts[:3] += elbo.sums()
         parts[3] += elbo.loss(kl_weight) * len(some)
     row = _row(parts.cpu() / len(rows), "validation")
     labelled = rows[_is_labelled(network, cells)[rows]] if isinstance(network, SemiSupervised) else rows[:0]
     if isinstance(network, SemiSupervised) and len(labelled):
         answers = torch.zeros(2, dtype=torch.float64, device=device)
-        for some in rows_of(labelled, config.batch_size, lone=True):
-            answers += network.answers(gather(cells, some, device, None if sparse is None else sparse.labelled)).sums()
+        for some in way.labelled(list(rows_of(labelled, config.batch_size, lone=True))):
+            answers += way.answers(network, some).sums()
         row |= _label_row(answers.cpu() / len(labelled), "validation")
         row["validation_loss"] += config.classification_ratio * row["validation_classification_loss"]
     return row
@@ -324,8 +395,9 @@ def _check_finite(
 ) -> None:
     """Raise :class:`TrainingError` where a loss or a weight is no number, with the likely cause."""
     bad = (~torch.isfinite(parts).all(dim=1)).nonzero().reshape(-1).tolist()
-    if not bad and all(torch.isfinite(value).all() for value in network.state_dict().values()):
-        return
+    values = network.state_dict().values()
+    if not bad and all(torch.isfinite(value.sum()) or torch.isfinite(value).all() for value in values):
+        return  # a sum of numbers that are none is none, and takes no memory
     step = bad[0] if bad else len(minibatches) - 1
     rows = minibatches[step]
     causes = []
@@ -350,7 +422,10 @@ def _check_finite(
 
 
 def _snapshot(network: Network) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+    """A copy of what training changes; a linear decoder's idle head has running statistics, which do not move."""
+    idle = {id(weight) for weight in _vae(network).idle()}
+    values = network.state_dict(keep_vars=True).items()
+    return {name: value.detach().clone() for name, value in values if id(value) not in idle}
 
 
 def digest_of(network: Network) -> str:
@@ -393,7 +468,7 @@ def _keep(path: str | Path, state: Checkpoint) -> None:
 def _state(network: Network, optimizer: torch.optim.Optimizer, run: _Run, identity: dict[str, Any]) -> Checkpoint:
     moments = optimizer.state_dict()["state"]
     return Checkpoint(
-        weights=_snapshot(network),
+        weights={name: value.clone() for name, value in network.state_dict().items()},
         moments={f"{i}/{name}": value.clone() for i, state in moments.items() for name, value in state.items()},
         progress={"rows": run.rows, "best": run.best, "since_best": run.since_best},
         identity=identity,

@@ -223,6 +223,13 @@ class VAE(nn.Module):
         log_theta = self.dispersion(output, codes, genes)
         return make_likelihood(self.config.gene_likelihood, log_library + output.log_scale, log_theta, output.zi_logits)
 
+    def idle(self) -> Iterator[nn.Parameter]:
+        """The weights of heads that are not run: training never changes them."""
+        if self.config.gene_likelihood != "zinb":
+            yield from self.decoder.zi_logits.parameters()
+        if isinstance(self.decoder, Decoder) and self.config.dispersion != "gene-cell":
+            yield from self.decoder.log_theta.parameters()
+
     # -- the bound -------------------------------------------------------------------------------------------------
 
     @property
@@ -265,6 +272,7 @@ class VAE(nn.Module):
             cells.rows,
             kind,
             softmax=decoder.softmax,
+            precision=decoder.precision if self.training else torch.float32,
         )
 
     def elbo(self, cells: Minibatch | SparseMinibatch) -> Elbo:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from functools import cache
 
-from scdecode.errors import TrainingWarning, warn
+import torch
+
+from scdecode.errors import ConfigError, TrainingWarning, warn
 
 
 @cache
@@ -25,3 +27,21 @@ def usable() -> bool:
         )
         return False
     return True
+
+
+def precision_of(name: str) -> torch.dtype:
+    """What the processor computes the large products in for ``precision="fp32"`` or ``"bf16"``.
+
+    Raises
+    ------
+    ConfigError
+        Where it has no instructions for ``"bf16"``: it would be slower, and no better.
+    """
+    if name == "fp32":
+        return torch.float32
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        raise ConfigError(
+            "precision: 'bf16' came, but this processor has neither AVX512-BF16 nor AMX; pass precision='fp32', "
+            "which is faster here"
+        )
+    return torch.bfloat16

@@ -24,57 +24,92 @@ _WIDE = 8192  # genes from which on threads share these in the first product: ha
 
 
 @dataclass(frozen=True, eq=False)
+class HeadsGradient:
+    """What the likelihood has said of the heads, to be taken back through them."""
+
+    d_hidden: Tensor  # (n, h)
+    d_logits: Sequence[Tensor]  # (n, g) each
+    _factors: Sequence[Tensor]  # the same, and the hidden layer, as the products take them
+    _hidden: Tensor
+
+    def of_weight(self, i: int, first: int, last: int) -> Tensor:
+        """The gradient of genes ``first`` to ``last`` of the weight of head ``i``."""
+        return torch.mm(self._factors[i][:, first:last].t(), self._hidden).float()
+
+    def of_all(self) -> list[Tensor]:
+        """The gradient of each head's weight and bias."""
+        n_genes, width = self.d_logits[0].shape[1], self._hidden.shape[1]
+        made = [(torch.empty(n_genes, width), torch.empty(n_genes)) for _ in self.d_logits]
+
+        def part(first: int, last: int) -> None:
+            for i, (d_weight, d_bias) in enumerate(made):
+                d_weight[first:last] = self.of_weight(i, first, last)
+                torch.sum(self.d_logits[i][:, first:last], 0, out=d_bias[first:last])
+
+        side_by_side(part, n_genes, least=_GENES)
+        return [one for pair in made for one in pair]
+
+
+@dataclass(frozen=True, eq=False)
 class Heads:
     """What is multiplied with the last hidden layer: the scale, and the zero inflation where there is one."""
 
     weights: Sequence[Tensor]  # (g, h) each
     biases: Sequence[Tensor]  # (g,) each
+    precision: torch.dtype = torch.float32  # of the products
 
-    def compute(self, hidden: Tensor, likelihood: Likelihood, logits: Sequence[Tensor]) -> Tensor:
+    def compute(self, hidden: Tensor, likelihood: Likelihood, logits: Sequence[Tensor]) -> HeadsGradient:
         """Fill the likelihood's results and ``logits``, ``(n, g)`` each, which end as the gradients of the logits.
 
-        Returned is the gradient of the hidden layer, ``(n, h)``; without gradients it is not filled.
+        Without gradients what is returned is not filled.
         """
         from scdecode.kernels.likelihood_loops import ROWS
 
-        n, d_hidden = len(hidden), torch.empty(hidden.shape)
-
-        by_genes = n_threads() > 1 and len(self.weights[0]) >= _WIDE
+        n, n_genes, low = len(hidden), len(self.weights[0]), self.precision != torch.float32
+        d_hidden, weights, factor = torch.empty(hidden.shape), self.weights, hidden
+        factors = logits
+        if low:
+            factor, weights = hidden.to(self.precision), [torch.empty_like(w, dtype=self.precision) for w in weights]
+            factors = [torch.empty_like(one, dtype=self.precision) for one in logits]
+        by_genes = n_threads() > 1 and n_genes >= _WIDE
 
         def multiply(cells: slice, genes: slice) -> None:
-            for out, weight in zip(logits, self.weights, strict=True):
-                torch.mm(hidden[cells], weight[genes].t(), out=out[cells, genes])
+            for out, weight in zip(logits, weights, strict=True):
+                if low:
+                    out[cells, genes] = torch.mm(factor[cells], weight[genes].t())
+                else:
+                    torch.mm(factor[cells], weight[genes].t(), out=out[cells, genes])
 
-        def part(first: int, last: int) -> None:
+        def convert(first: int, last: int) -> None:
+            for weight, source in zip(weights, self.weights, strict=True):
+                weight[first:last] = source[first:last]
+
+        def part_of_genes(first: int, last: int) -> None:
+            if low:
+                convert(first, last)
+            multiply(slice(None), slice(first, last))
+
+        def part_of_cells(first: int, last: int) -> None:
             cells = slice(first * ROWS, min(last * ROWS, n))
             if not by_genes:
                 multiply(cells, slice(None))
             likelihood.blocks(first, last, logits, logits, self.biases)
-            if likelihood.gradients:
-                for i, (d_logits, weight) in enumerate(zip(logits, self.weights, strict=True)):
-                    d_hidden[cells].addmm_(d_logits[cells], weight, beta=int(i > 0))
+            if not likelihood.gradients:
+                return
+            for i, weight in enumerate(weights):
+                if low:
+                    factors[i][cells] = logits[i][cells]
+                    product = torch.mm(factors[i][cells], weight).float()
+                    d_hidden[cells] = product if i == 0 else d_hidden[cells] + product
+                else:
+                    d_hidden[cells].addmm_(factors[i][cells], weight, beta=int(i > 0))
 
         if by_genes:
-            side_by_side(
-                lambda first, last: multiply(slice(None), slice(first, last)), len(self.weights[0]), piece=_PIECE
-            )
-        side_by_side(part, n_blocks(n))
-        return d_hidden
-
-    def gradients(self, hidden: Tensor, d_logits: Sequence[Tensor]) -> list[Tensor]:
-        """The gradient of each head's weight and bias."""
-        made = [
-            (torch.empty(weight.shape), torch.empty(bias.shape))
-            for weight, bias in zip(self.weights, self.biases, strict=True)
-        ]
-
-        def part(first: int, last: int) -> None:
-            for d_logit, (d_weight, d_bias) in zip(d_logits, made, strict=True):
-                torch.mm(d_logit[:, first:last].t(), hidden, out=d_weight[first:last])
-                torch.sum(d_logit[:, first:last], 0, out=d_bias[first:last])
-
-        side_by_side(part, len(self.weights[0]), least=_GENES)
-        return [one for pair in made for one in pair]
+            side_by_side(part_of_genes, n_genes, piece=_PIECE)
+        elif low:
+            convert(0, n_genes)
+        side_by_side(part_of_cells, n_blocks(n))
+        return HeadsGradient(d_hidden, logits, factors, factor)
 
 
 class HeadsLikelihood(torch.autograd.Function):
@@ -93,19 +128,20 @@ class HeadsLikelihood(torch.autograd.Function):
         rows: SparseRows,
         kind: str,
         softmax: bool,
+        precision: torch.dtype,
     ) -> Tensor:
         """The values, and the gradients kept for :meth:`backward`."""
         n = len(hidden)
         given = [(weight, bias), *([] if zi_weight is None or zi_bias is None else [(zi_weight, zi_bias)])]
-        heads = Heads([weight.detach() for weight, _ in given], [bias.detach() for _, bias in given])
+        heads = Heads([weight.detach() for weight, _ in given], [bias.detach() for _, bias in given], precision)
 
         def compute(cell_weight: Tensor, *, gradients: bool) -> tuple[Tensor, tuple[Any, ...]]:
             asked = Likelihood(rows, kind, softmax, log_library, log_theta, cell_weight, gradients)
             logits = [torch.empty(n, rows.n_genes) for _ in given]
-            d_hidden = heads.compute(hidden.detach(), asked, logits)
-            return asked.loss, (logits, d_hidden, (asked.d_library[:, None], asked.d_log_theta()))
+            back = heads.compute(hidden.detach(), asked, logits)
+            return asked.loss, (back, asked.d_library[:, None], asked.d_log_theta())
 
-        ctx.heads, ctx.hidden, ctx.compute = heads, hidden.detach(), compute
+        ctx.compute = compute
         ctx.cell_weight = torch.full((n,), 1.0 / n)
         loss, ctx.kept = compute(ctx.cell_weight, gradients=any(ctx.needs_input_grad))
         return loss
@@ -116,11 +152,11 @@ class HeadsLikelihood(torch.autograd.Function):
         kept, ctx.kept = ctx.kept, None
         if kept is None or not torch.equal(cell_weight, ctx.cell_weight):
             _, kept = ctx.compute(cell_weight.contiguous(), gradients=True)
-        d_logits, d_hidden, others = kept
-        of_heads: list[Tensor | None] = [*ctx.heads.gradients(ctx.hidden, d_logits)]
+        back, *others = kept
+        of_heads: list[Tensor | None] = [*back.of_all()]
         if len(of_heads) == 2:
             of_heads += [None, None]
-        return d_hidden, *of_heads, *others, None, None, None
+        return back.d_hidden, *of_heads, *others, None, None, None, None
 
 
 def heads_likelihood(
@@ -133,10 +169,11 @@ def heads_likelihood(
     kind: str,
     *,
     softmax: bool,
+    precision: torch.dtype = torch.float32,
 ) -> Tensor:
     """-log p(x) of each cell, ``(n,)``, from the last hidden layer ``(n, h)`` and the heads on top."""
     zi = (None, None) if zi_logits is None else (zi_logits.weight, zi_logits.bias)
     loss: Tensor = HeadsLikelihood.apply(  # type: ignore[no-untyped-call]
-        hidden, scale.weight, scale.bias, *zi, log_library, log_theta, rows, kind, softmax
+        hidden, scale.weight, scale.bias, *zi, log_library, log_theta, rows, kind, softmax, precision
     )
     return loss

@@ -18,7 +18,7 @@ from scdecode.kernels.functions import atanh_tail, exp32, gamma_terms, log1p_uni
 from scdecode.kernels.jit import jit
 
 NB, ZINB, POISSON = 0, 1, 2
-ROWS = 8
+ROWS = 16
 """Cells in a block. The blocks do not depend on the number of threads, and so neither does any sum over cells."""
 
 _F = np.float32
