@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
     parser.add_argument("--epochs", type=int, help="of every training; by default as in CASES")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of results.md and results.json")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json and README.md")
     given = parser.parse_args()
     if not DATA.is_dir():
         parser.error(f"{DATA}: no such folder; set SCDECODE_DATA to the folder with {CASES['worm'].file}")

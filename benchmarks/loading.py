@@ -8,6 +8,7 @@ from pathlib import Path
 import peer
 import scvi
 import torch
+from asked import Asked
 from children import child
 from counts import make_cells, make_counts
 from report import Row, Section
@@ -20,6 +21,7 @@ from scdecode.formats.stored import StoredModel, build_vae
 from scdecode.schema import Category, Columns, Schema
 
 N_GENES, N_CELLS = 2_000, 25_000  # enough cells that the model keeps as many reference latents as it ever keeps
+TAKES = ("threads",)
 N_LARGE, N_BATCHES = 20_000, 1_000  # of the model directories of scvi-tools
 
 METHOD = (
@@ -93,14 +95,15 @@ def measure_foreign(folder: Path, *, quick: bool) -> list[Row]:
         path = folder / dispersion
         write_large(path, dispersion)
         sides = {what: child(FOREIGN, str(path), what) for what in ("seconds", "memory")}
-        found = alternate(sides, 3 if quick else 5)
+        found = alternate(sides, 1 if quick else 5)
         what = f"load alone, a directory of scvi-tools, {N_LARGE:,} genes x {N_BATCHES:,} batches, {dispersion}"
         rows.append(Row(what, "s", found["seconds"], at_most=2.0))
         rows.append(Row(f"{what}: peak memory", "x weights", found["memory"], at_most=3.0))
     return rows
 
 
-def measure(*, quick: bool) -> Section:
+def measure(asked: Asked) -> Section:
+    quick = asked.quick
     cells = make_cells(make_counts(2_000 if quick else N_CELLS, N_GENES))
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs, adata = (str(Path(folder) / name) for name in ("ours", "theirs", "cells.h5ad"))
@@ -118,10 +121,18 @@ def measure(*, quick: bool) -> Section:
             "load": child(OURS, ours, "load alone"),
             "theirs": child(THEIRS, theirs, adata),
         }
-        found = alternate(sides, 3 if quick else 9)
+        found = alternate(sides, 1 if quick else 9)
         foreign = measure_foreign(Path(folder), quick=quick)
     rows = [
-        Row("import scdecode and load, after torch", "s", found["both"], found["theirs"], peer.NAME, at_most=1.0),
+        Row(
+            "import scdecode and load, after torch",
+            "s",
+            found["both"],
+            found["theirs"],
+            peer.NAME,
+            at_most=1.0,
+            facts={"room": "load"},
+        ),
         Row("import scdecode and load, after torch", "s", found["both"], at_most=1.0),
         Row("load alone", "s", found["load"], at_most=1.0),
         *foreign,

@@ -2,88 +2,54 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
-import numpy as np
 import peer
-from children import run_child
-from counts import make_counts
-from report import Row, Section
+from asked import DEFAULT_THREADS, Asked
+from children import run_script
+from counts import make_counts, n_bytes
+from report import HERE, Row, Section
 from timing import Figure
 
 CASES = ((2_000, 20_000), (20_000, 5_000))  # genes, cells
+TAKES = ("genes", "threads")
+WAYS = {  # what is counted, and its bar
+    "above data and code": 0.5,
+    "the same, with Numba and the compiled loops": 0.5,
+    "above data, torch and anndata": 0.5,
+}
 
 METHOD = (
-    "Resident memory (VmHWM of /proc/self/status, set back before) in a fresh process that has trained a tiny model, "
-    "so that all code is loaded (torch's optimisers load some 85 MiB when first used), and holds the AnnData: the most "
-    "that setting up, making and training the model (nb, one epoch, defaults) adds to that. 'Whole process' is the "
-    "peak less the counts, code and all. The counts take 8 bytes a non-zero entry."
-)
-COMMON = """
-import gc, sys
-from pathlib import Path
-folder = Path(sys.argv[1])
-sys.path.insert(0, sys.argv[2])
-
-def status(key):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key + ":"))
-
-def run(setup_and_train):
-    import numpy as np, scipy.sparse as sp
-    from counts import make_cells
-    data, indices, indptr, shape = (np.load(folder / f"{name}.npy") for name in ("data", "indices", "indptr", "shape"))
-    size = (data.nbytes + indices.nbytes + indptr.nbytes) / 2**20
-    cells = make_cells(sp.csr_matrix((data, indices, indptr), shape=tuple(shape)))
-    setup_and_train(cells[:200, :100].copy())
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
-    setup_and_train(cells)
-    peak = status("VmHWM")
-    print(peak - before, peak - size)
-"""
-OURS = (
-    COMMON
-    + """
-import scdecode as sd
-def work(cells):
-    sd.SCVI.setup_anndata(cells, batch_key="batch")
-    model = sd.SCVI(cells, gene_likelihood="nb")
-    model.train(1, device="cpu", progress=False)
-run(work)
-"""
-)
-THEIRS = (
-    COMMON
-    + """
-import peer, scvi
-def work(cells):
-    scvi.model.SCVI.setup_anndata(cells, batch_key="batch")
-    model = scvi.model.SCVI(cells, gene_likelihood="nb")
-    peer.train(model, 1)
-run(work)
-"""
+    "MiB of resident memory in a fresh process that holds the AnnData: the highest point (VmHWM, set back before) "
+    "while the model is set up, made and trained (nb, one epoch, defaults), less what was resident before. 'Above data "
+    "and code': before is after a tiny training, so that all code of either package is loaded, and after the allocator "
+    "gave back what is free (malloc_trim), so that nothing freed earlier hides what training takes. 'With Numba and "
+    "the compiled loops': to scdecode is added what importing Numba and loading its compiled loops took; to "
+    "scvi-tools, nothing, though it loads Numba as well. 'Above data, torch and anndata': before is ahead of the "
+    "import of the package, so that the code of each counts as its own. The counts take 8 bytes a non-zero entry."
 )
 
 
-def measure(*, quick: bool) -> Section:
+def measure(asked: Asked) -> Section:
+    """Three ways to count, at both sizes."""
     rows = []
-    here = str(Path(__file__).parent)
-    for n_genes, n_cells in CASES:
-        n_cells = n_cells // 10 if quick else n_cells
-        counts = make_counts(n_cells, n_genes)
-        ours, theirs = [], []
-        with tempfile.TemporaryDirectory() as folder:
-            for name in ("data", "indices", "indptr", "shape"):
-                np.save(Path(folder) / f"{name}.npy", getattr(counts, name))
-            for _ in range(1 if quick else 3):
-                ours.append(run_child(OURS, folder, here))
-                theirs.append(run_child(THEIRS, folder, here))
-        size = (counts.data.nbytes + counts.indices.nbytes + counts.indptr.nbytes) / 2**20
-        for i, words in enumerate(("above data and code", "whole process less the data")):
-            name = f"{words}: nb, {n_genes:,} genes, {n_cells:,} cells ({size:,.0f} MiB)"
-            figures = [Figure(tuple(numbers[i] for numbers in side)) for side in (ours, theirs)]
-            rows.append(Row(name, "MiB", *figures, peer.NAME, at_most=1.0))
+    for n_genes, n_cells in _cases(asked):
+        n_cells = n_cells // 10 if asked.quick else n_cells
+        options = [f"--genes={n_genes}", f"--cells={n_cells}", f"--threads={asked.threads or DEFAULT_THREADS}"]
+        if not rows:
+            run_script(HERE / "one_training.py", "ours", *options)  # compiles, where nothing is compiled yet
+        found: dict[str, list[list[float]]] = {"ours": [], "theirs": []}
+        for _ in range(1 if asked.quick else 3):
+            for side, numbers in found.items():
+                numbers.append(run_script(HERE / "one_training.py", side, *options)[1:])
+        size = n_bytes(make_counts(n_cells, n_genes)) / 2**20
+        for i, (way, bar) in enumerate(WAYS.items()):
+            what = f"{way}: nb, {n_genes:,} genes, {n_cells:,} cells ({size:,.0f} MiB)"
+            ours, theirs = (Figure(tuple(numbers[i] for numbers in side)) for side in found.values())
+            facts = {"genes": n_genes, "cells": n_cells, "way": way}
+            rows.append(Row(what, "MiB", ours, theirs, peer.NAME, at_most=bar, facts=facts))
     return Section("Peak memory of training", rows, METHOD)
+
+
+def _cases(asked: Asked) -> tuple[tuple[int, int], ...]:
+    if asked.genes is not None:
+        return ((asked.genes, 20_000),)
+    return CASES[:1] if asked.quick else CASES

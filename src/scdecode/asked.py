@@ -17,7 +17,7 @@ from torch.distributions import Normal
 from scdecode.cells import UNREAD, Cells, check_cells, check_rows, check_unchanged, read_cells
 from scdecode.config import ModelConfig
 from scdecode.devices import choose_device, seeded
-from scdecode.encoding import BATCH_SIZE
+from scdecode.encoding import BATCH_SIZE, encode_sparse, stays_sparse
 from scdecode.errors import ConditionError, CountsWarning, InputError, check_integer, listing, unknown_name, warn
 from scdecode.minibatches import Minibatch, gather, rows_of
 from scdecode.schema import Schema
@@ -206,6 +206,8 @@ def minibatches_of(cells: Cells, batch_size: int | None, device: torch.device) -
 
 def encode_with_library(vae: VAE, cells: Cells, batch_size: int | None, device: torch.device) -> Latents:
     """The posteriors of cells; inside :func:`computing`."""
+    if stays_sparse(vae, len(cells), device):
+        return _encode_sparse_with_library(vae, cells, batch_size)
     parts: list[tuple[Tensor, ...]] = []
     for minibatch in minibatches_of(cells, batch_size, device):
         z = vae.encode(minibatch)
@@ -216,6 +218,19 @@ def encode_with_library(vae: VAE, cells: Cells, batch_size: int | None, device: 
         parts.append(tuple(tensor.cpu() for tensor in part))
     mean, sd, log_library, *library_sd = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return Latents(Normal(mean, sd, validate_args=False), log_library, library_sd[0] if library_sd else None)
+
+
+def _encode_sparse_with_library(vae: VAE, cells: Cells, batch_size: int | None) -> Latents:
+    batch_size = BATCH_SIZE if batch_size is None else batch_size
+    check_integer("batch_size", batch_size, minimum=1)
+    rows = np.arange(len(cells))
+    mean, variance = encode_sparse(vae.z_encoder, cells, rows, batch_size)
+    z = Normal(mean, variance.sqrt(), validate_args=False)
+    if vae.library_encoder is not None:
+        log_library, library_variance = encode_sparse(vae.library_encoder, cells, rows, batch_size)
+        return Latents(z, log_library, library_variance.sqrt())
+    library_n = cells.library_n if cells.size_factor_n is None else cells.size_factor_n
+    return Latents(z, torch.from_numpy(library_n[:, None]).log(), None)
 
 
 def conditions_at(

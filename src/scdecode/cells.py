@@ -7,6 +7,7 @@ it lacks is listed.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ SETUP_KEY = "scdecode_setup"
 
 # what h5py, zarr and their codecs raise on a damaged or a foreign file
 _UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, EOFError)
+
+_PIECE = 2**18  # counts that are added up at once
 
 UNREAD = -1
 """The code of a condition that was neither needed nor there; as an index it fails, so it cannot pass for a level."""
@@ -325,9 +328,14 @@ def _assemble(
 def _totals(counts: sp.csr_matrix) -> np.ndarray:
     """Total counts of each cell, ``(n,)`` float32, added up in double precision without a copy of the counts."""
     total_n = np.zeros(counts.shape[0], dtype=np.float32)
-    filled_n = np.diff(counts.indptr) > 0  # reduceat would take an empty row for the next one's first entry
-    if filled_n.any():
-        total_n[filled_n] = np.add.reduceat(counts.data, counts.indptr[:-1][filled_n], dtype=np.float64)
+    starts = np.searchsorted(counts.indptr, np.arange(0, counts.nnz, _PIECE), side="right") - 1
+    for first, last in itertools.pairwise([*np.unique(starts), len(total_n)]):  # numpy turns all it adds into doubles
+        indptr = counts.indptr[first : last + 1]
+        filled_n = np.diff(indptr) > 0  # reduceat would take an empty row for the next one's first entry
+        some = counts.data[indptr[0] : indptr[-1]]
+        if filled_n.any():
+            firsts = indptr[:-1][filled_n] - indptr[0]
+            total_n[first:last][filled_n] = np.add.reduceat(some, firsts, dtype=np.float64)
     return total_n
 
 

@@ -7,7 +7,7 @@ it was. Nor are the global random generators touched.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
 from scdecode.conditions import Conditions
+from scdecode.decode_plan import Given, Plan, make_plan, worth_loops
 from scdecode.devices import seeded
 from scdecode.draws import even_normals
 from scdecode.errors import InputError, PointsError, check_integer, listing, unknown_name
+from scdecode.kernels.threads import own_threads, side_by_side
 from scdecode.likelihoods import make_likelihood
 from scdecode.points import Points, draw
 from scdecode.schema import Schema
@@ -29,6 +31,7 @@ QUANTILES = {"q05": 0.05, "q95": 0.95}
 
 _TILE_BYTES = 4 * 2**20  # of one tile of the result: it is written and read a few times, so it should stay in the cache
 _TILE_POINTS = 128  # at least, if memory allows: with fewer rows the matrix product has too little to do
+_STRETCH = 8192  # points that are decoded at once where the result has its place already
 _DRAW_BYTES = 16 * 2**20  # of all draws of a tile, which the quantiles need at once, sorted, with their places
 
 
@@ -122,9 +125,17 @@ def make_request(
 
 
 def decode_tiles(
-    vae: VAE, points: Points, conditions: Conditions, request: Request, device: torch.device
+    vae: VAE,
+    points: Points,
+    conditions: Conditions,
+    request: Request,
+    device: torch.device,
+    into: np.ndarray | None = None,
 ) -> Iterator[Tile]:
     """Decode the points, some at a time, in order.
+
+    Where there is an array ``into`` of the whole result, ``(n, genes)`` float32, each tile's values are written there,
+    and are a view of it; a tile may then be larger than was asked for, as it takes no memory of its own.
 
     Raises
     ------
@@ -136,26 +147,120 @@ def decode_tiles(
             f"quantity: 'counts' came, but a model with gene_likelihood={vae.config.gene_likelihood!r} draws no whole "
             "numbers; 'rate' is its mean, and model.distribution(z).sample() draws from it"
         )
-    return _tiles(vae, points, conditions, request, device)
+    return _tiles(vae, points, conditions, request, device, into)
 
 
-def _tiles(vae: VAE, points: Points, conditions: Conditions, request: Request, device: torch.device) -> Iterator[Tile]:
+def _tiles(
+    vae: VAE,
+    points: Points,
+    conditions: Conditions,
+    request: Request,
+    device: torch.device,
+    into: np.ndarray | None,
+) -> Iterator[Tile]:
     home = next(vae.parameters()).device  # not the CPU where it is decoded between two epochs on a GPU
-    vae.to(device)
+    if home != device:
+        vae.to(device)
     try:
+        plan = None
+        if device.type == "cpu" and _takes_plan(vae, points, conditions, request):
+            plan = plan_of(vae, conditions, request.quantity, request.genes)
+        size = request.chunk_size
+        if plan is not None and into is not None and request.n_samples is None:
+            size = max(size, _STRETCH)
         genes = None if request.genes is None else torch.tensor(request.genes, device=device)
         noise = None  # of the error bars: one net, made once, for all tiles
         if request.quantity != "counts" and request.n_samples is not None:
             noise = even_normals(request.n_samples, points.z_nk.shape[1], request.seed)
-        for start in range(0, len(points), request.chunk_size):
-            rows = slice(start, min(start + request.chunk_size, len(points)))
+        for start in range(0, len(points), size):
+            rows = slice(start, min(start + size, len(points)))
             # for counts, a seed a tile: what is drawn for a tile does not depend on the tiles before it
             generator = torch.Generator().manual_seed((request.seed * 1_000_003 + start) % 2**63)
-            with torch.inference_mode(), evaluating(vae):
-                tile = _decode_rows(vae, points, rows, conditions, request, genes, noise, generator, device)
+            place = None if into is None else into[rows]
+            if plan is not None:
+                with torch.no_grad():
+                    tile = _plan_rows(plan, points, rows, conditions, request, noise, place)
+            else:
+                with torch.inference_mode(), evaluating(vae):
+                    tile = _decode_rows(vae, points, rows, conditions, request, genes, noise, generator, device)
+                if place is not None:
+                    place[:] = tile.values
+                    tile = replace(tile, values=place)
             yield tile
     finally:
-        vae.to(home)
+        if home != device:
+            vae.to(home)
+
+
+def _takes_plan(vae: VAE, points: Points, conditions: Conditions, request: Request) -> bool:
+    """Whether compiled loops decode the points."""
+    n_values = len(points) * (request.n_samples or 1) * conditions.n_slots * vae.n_genes
+    return request.quantity != "counts" and worth_loops(n_values)
+
+
+def plan_of(vae: VAE, conditions: Conditions, quantity: str, genes: Sequence[int] | None) -> Plan:
+    """The decoder for the scale, rate or mean under these conditions, of a network on the CPU."""
+    return make_plan(
+        vae.decoder,
+        vae.batch_embedding,
+        conditions.codes_gmc.reshape(-1, conditions.codes_gmc.shape[-1]),
+        conditions.continuous_gmd.reshape(conditions.weights_gm.size, -1),
+        conditions.weights_gm.reshape(-1),
+        n_latent=vae.config.n_latent,
+        n_slots=conditions.n_slots,
+        per_point=_given_columns(conditions),
+        zero_inflated=quantity == "mean" and vae.config.gene_likelihood == "zinb",
+        genes=genes,
+    )
+
+
+def _given_columns(conditions: Conditions) -> list[int]:
+    """The continuous covariates that each point has its own value of."""
+    return [] if conditions.given_nd is None else np.flatnonzero(~np.isnan(conditions.given_nd[0])).tolist()
+
+
+def given_of(z: Tensor, conditions: Conditions, rows: slice, quantity: str) -> Given:
+    """The points ``(..., n, k)`` at ``rows`` as a plan takes them, one after the other."""
+    times = int(np.prod(z.shape[:-2]))
+    inputs = z.reshape(-1, z.shape[-1])
+    if columns := _given_columns(conditions):
+        assert conditions.given_nd is not None, "it has columns"
+        own = torch.from_numpy(conditions.given_nd[rows][:, columns])
+        inputs = torch.cat([inputs, own.repeat(times, 1)], dim=1)
+    n = z.shape[-2]
+    group_n = np.zeros(n, dtype=np.int64) if conditions.group_n is None else conditions.group_n[rows]
+    library_n = np.ones(1, dtype=np.float32)
+    if quantity != "scale":
+        library_n = conditions.library_n if len(conditions.library_n) == 1 else conditions.library_n[rows]
+    if times > 1:
+        group_n = np.tile(group_n, times)
+        library_n = library_n if len(library_n) == 1 else np.tile(library_n, times)
+    return Given(inputs, np.ascontiguousarray(group_n, dtype=np.int64), np.ascontiguousarray(library_n))
+
+
+def _plan_rows(
+    plan: Plan,
+    points: Points,
+    rows: slice,
+    conditions: Conditions,
+    request: Request,
+    noise: Tensor | None,
+    place: np.ndarray | None,
+) -> Tile:
+    """What :func:`_decode_rows` does, by compiled loops."""
+    n = rows.stop - rows.start
+    if noise is None:
+        values = np.empty((n, plan.n_genes), dtype=np.float32) if place is None else place
+        plan.fill(given_of(points.z_nk[rows], conditions, rows, request.quantity), values)
+        return Tile(rows.start, rows.stop, values, {})
+    z = draw(points, rows, noise.unsqueeze(1))
+    draws = np.empty((len(noise) * n, plan.n_genes), dtype=np.float32)
+    plan.fill(given_of(z, conditions, rows, request.quantity), draws)
+    tile = _summary(torch.from_numpy(draws).view(len(noise), n, -1), rows)
+    if place is not None:
+        place[:] = tile.values
+        tile = replace(tile, values=place)
+    return tile
 
 
 def _decode_rows(
@@ -181,20 +286,36 @@ def _decode_rows(
         values = averaged(vae, points.z_nk[rows].to(device), conditions, rows, request.quantity, genes)
         return Tile(start, stop, values.cpu().numpy(), {})
     z = draw(points, rows, noise.unsqueeze(1)).to(device)
-    draws = averaged(vae, z, conditions, rows, request.quantity, genes)
-    ordered = draws.sort(dim=0).values
-    layers = {"std": draws.std(dim=0, correction=0).cpu().numpy()}
-    for name, q in QUANTILES.items():
-        layers[name] = _quantile(ordered, q).cpu().numpy()
-    return Tile(start, stop, draws.mean(dim=0).cpu().numpy(), layers)
+    return _summary(averaged(vae, z, conditions, rows, request.quantity, genes), rows)
 
 
-def _quantile(ordered: Tensor, q: float) -> Tensor:
-    """The quantile of draws sorted along the first axis, by linear interpolation."""
-    place = q * (len(ordered) - 1)
+def _summary(draws: Tensor, rows: slice) -> Tile:
+    """The mean, the standard deviation and the quantiles of draws, ``(draws, n, genes)``."""
+    draws_sng = draws.cpu().numpy()
+    found = {name: np.empty(draws_sng.shape[1:], dtype=np.float32) for name in ("mean", "std", *QUANTILES)}
+
+    def part(first: int, last: int) -> None:
+        for i in range(first, last):  # a point at a time, whose draws fit the cache, and numpy sorts rows the fastest
+            ordered_gs = np.sort(np.ascontiguousarray(draws_sng[:, i].T), axis=1)
+            mean = ordered_gs.mean(axis=1)
+            found["mean"][i] = mean
+            for name, q in QUANTILES.items():
+                found[name][i] = _quantile(ordered_gs, q)
+            ordered_gs -= mean[:, None]
+            found["std"][i] = np.sqrt(np.square(ordered_gs, out=ordered_gs).mean(axis=1))
+
+    with own_threads():
+        side_by_side(part, draws_sng.shape[1])
+    return Tile(rows.start, rows.stop, found.pop("mean"), found)
+
+
+def _quantile(ordered_gs: np.ndarray, q: float) -> np.ndarray:
+    """The quantile of draws sorted along the last axis, by linear interpolation."""
+    place = q * (ordered_gs.shape[1] - 1)
     below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return torch.lerp(ordered[below], ordered[above], place - below)
+    above = min(below + 1, ordered_gs.shape[1] - 1)
+    lower, upper = ordered_gs[:, below], ordered_gs[:, above]
+    return lower + np.float32(place - below) * (upper - lower)
 
 
 @torch.no_grad()

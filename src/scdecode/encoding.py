@@ -1,22 +1,34 @@
-"""Cells to latents: the posterior, its mean, or draws from it."""
+"""Cells to latents: the posterior, its mean, or draws from it.
+
+Where there is enough to do, counts stay sparse on the CPU: each thread takes some cells through the whole encoder, the
+first layer by a compiled loop over the counts that are not zero.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
+from torch.nn.functional import relu
 
+from scdecode import kernels
 from scdecode.cells import Cells
 from scdecode.config import ModelConfig
 from scdecode.draws import even_normals
 from scdecode.errors import check_integer
+from scdecode.kernels.threads import own_threads, side_by_side
 from scdecode.minibatches import gather, rows_of
+from scdecode.networks import LEAST_VARIANCE, Encoder, HiddenLayer
 from scdecode.vae import VAE, evaluating
 
 BATCH_SIZE = 256
 """Cells that are made dense at once."""
+
+LARGE = 2**25
+"""Entries of the cells, zeros too: for fewer, fetching the compiled loops takes longer than they save."""
 
 _MEAN_DRAWS = 5000  # for the mean of a logistic normal, which has no closed form
 
@@ -55,10 +67,14 @@ def encode(
     """
     check_integer("batch_size", batch_size, minimum=1)
     device = torch.device(device)
+    rows = np.arange(len(cells)) if rows is None else rows
+    if stays_sparse(vae, len(rows), device):
+        with evaluating(vae):
+            return Posterior(*encode_sparse(vae.z_encoder, cells, rows, batch_size))
     means, variances = [], []
     vae.to(device)
     try:
-        for some in rows_of(np.arange(len(cells)) if rows is None else rows, batch_size, lone=True):
+        for some in rows_of(rows, batch_size, lone=True):
             with evaluating(vae):
                 posterior = vae.encode(gather(cells, some, device))
             means.append(posterior.mean.cpu())
@@ -66,6 +82,62 @@ def encode(
     finally:
         vae.to("cpu")
     return Posterior(torch.cat(means), torch.cat(variances))
+
+
+def stays_sparse(vae: VAE, n_cells: int, device: torch.device) -> bool:
+    """Whether so many cells are encoded, or evaluated, by compiled loops over their sparse counts."""
+    here = device.type == "cpu" and next(vae.parameters()).device.type == "cpu"
+    return here and vae.takes_sparse and n_cells * vae.n_genes >= LARGE and kernels.usable()
+
+
+@torch.no_grad()
+def encode_sparse(encoder: Encoder, cells: Cells, rows: np.ndarray, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the posterior of cells, of a network at rest on the CPU; see :func:`stays_sparse`."""
+    from scdecode.kernels.sparse_loops import product
+
+    first, *others = encoder.mlp.layers
+    assert isinstance(first, HiddenLayer), "that is what a network is made of"
+    # the loop wants a row for each gene, and counts say nothing before their logarithm
+    weight_gh = first.linear.weight.detach().t().contiguous().numpy()
+    bias_h = first.linear.bias.detach().numpy()
+    n_out = encoder.mean.out_features
+    mean, variance = np.empty((len(rows), n_out), np.float32), np.empty((len(rows), n_out), np.float32)
+
+    def part(start: int, stop: int) -> None:
+        for lo in range(start * batch_size, min(stop * batch_size, len(rows)), batch_size):
+            some = slice(lo, min(lo + batch_size, len(rows)))
+            indptr, indices, logs = _logs(cells.counts, rows[some])
+            hidden = torch.empty(len(indptr) - 1, weight_gh.shape[1])
+            product(0, len(hidden), indptr, indices, logs, weight_gh, bias_h, hidden.numpy())
+            hidden = _rest_of_layer(first, hidden)
+            for layer in others:
+                hidden = layer(hidden, None)
+            mean[some] = encoder.mean(hidden).numpy()
+            variance[some] = (encoder.log_variance(hidden).exp() + LEAST_VARIANCE).numpy()
+
+    with own_threads():
+        side_by_side(part, -(-len(rows) // batch_size))
+    return torch.from_numpy(mean), torch.from_numpy(variance)
+
+
+def _rest_of_layer(layer: HiddenLayer, hidden: Tensor) -> Tensor:
+    """What a layer at rest does after its linear map."""
+    for norm in (layer.batch_norm, layer.layer_norm):
+        hidden = hidden if norm is None else norm(hidden)
+    return relu(hidden)
+
+
+def _logs(counts: sp.csr_matrix, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of a CSR matrix as the loop takes them: where each begins, the genes, and log1p of the counts."""
+    if len(rows) and (np.diff(rows) == 1).all():  # as they lie: none is copied
+        indptr = counts.indptr[rows[0] : rows[-1] + 2].astype(np.int64)
+        entries = slice(int(indptr[0]), int(indptr[-1]))
+        indptr -= indptr[0]
+        indices, values = counts.indices[entries], counts.data[entries]
+    else:
+        some = counts[rows]
+        indptr, indices, values = some.indptr.astype(np.int64), some.indices, some.data
+    return indptr, indices.astype(np.int32, copy=False), np.log1p(values, dtype=np.float32)
 
 
 def latent_mean(posterior: Posterior, config: ModelConfig, *, n_draws: int = _MEAN_DRAWS, seed: int = 0) -> np.ndarray:

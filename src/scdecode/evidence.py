@@ -7,6 +7,8 @@ those of scvi-tools. What is drawn is drawn from a seed of its own.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,14 @@ from torch.distributions import Normal
 
 from scdecode.arguments import refuse_loaders
 from scdecode.asked import TILE_BYTES, OnCells, choose, computing, minibatches_of
+from scdecode.cells import Cells
 from scdecode.classification import SemiSupervisedElbo
+from scdecode.encoding import BATCH_SIZE, stays_sparse
 from scdecode.errors import InputError, check_integer
-from scdecode.minibatches import Minibatch
+from scdecode.kernels.rows import Gatherer
+from scdecode.kernels.threads import own_threads
+from scdecode.minibatches import Minibatch, SparseMinibatch, gather, rows_of
+from scdecode.training import Network
 from scdecode.vae import VAE
 
 
@@ -146,8 +153,8 @@ def get_marginal_ll(
     check_integer("n_mc_samples_per_pass", at_once, minimum=1)
     cells = choose(model, adata, indices).cells
     parts = []
-    with computing(model.vae, device, seed) as there:
-        for minibatch in minibatches_of(cells, batch_size, there):
+    with computing(model.vae, device, seed) as there, _gathering(model.vae, cells, there) as gatherer:
+        for minibatch in _minibatches(cells, batch_size, there, gatherer):
             weights = _log_weights(model.vae, minibatch, n_mc_samples, at_once)
             parts.append((torch.logsumexp(weights, dim=0) - math.log(n_mc_samples)).cpu())
     found = torch.cat(parts)
@@ -157,7 +164,32 @@ def get_marginal_ll(
     return np.float64(found.double().mean().item())
 
 
-def _log_weights(vae: VAE, cells: Minibatch, n_samples: int, at_once: int) -> Tensor:
+@contextmanager
+def _gathering(network: Network, cells: Cells, device: torch.device) -> Iterator[Gatherer | None]:
+    """What gathers cells as sparse as they are where compiled loops take them, or else None; inside ``computing``."""
+    vae = network if isinstance(network, VAE) else network.vae
+    if not stays_sparse(vae, len(cells), device):
+        yield None
+        return
+    # the other threads are in no inference mode, and may not write into what was made in one
+    with torch.inference_mode(False), torch.no_grad(), own_threads():
+        yield Gatherer(cells.counts)
+
+
+def _minibatches(
+    cells: Cells, batch_size: int | None, device: torch.device, gatherer: Gatherer | None
+) -> Iterator[Minibatch | SparseMinibatch]:
+    """The cells in order, some at a time."""
+    if gatherer is None:
+        yield from minibatches_of(cells, batch_size, device)
+        return
+    batch_size = BATCH_SIZE if batch_size is None else batch_size
+    check_integer("batch_size", batch_size, minimum=1)
+    for rows in rows_of(np.arange(len(cells)), batch_size, lone=True):
+        yield gather(cells, rows, device, gatherer)
+
+
+def _log_weights(vae: VAE, cells: Minibatch | SparseMinibatch, n_samples: int, at_once: int) -> Tensor:
     """Log importance weights of draws from the posterior of cells, ``(n_samples, n)``."""
     posterior = vae.encode(cells)
     standard = Normal(torch.zeros_like(posterior.loc), 1.0, validate_args=False)
@@ -166,7 +198,7 @@ def _log_weights(vae: VAE, cells: Minibatch, n_samples: int, at_once: int) -> Te
         library, batch = vae.encode_library(cells), cells.codes_nc[:, :1]
         sd = vae.library_log_variance[batch].sqrt()
         library_prior = Normal(vae.library_log_mean[batch], sd, validate_args=False)
-    weights = torch.empty(n_samples, len(cells), device=cells.x_ng.device)
+    weights = torch.empty(n_samples, len(cells), device=cells.library_n1.device)
     for start in range(0, n_samples, at_once):
         draws = slice(start, min(start + at_once, n_samples))
         shape = torch.Size((draws.stop - draws.start,))
@@ -175,6 +207,11 @@ def _log_weights(vae: VAE, cells: Minibatch, n_samples: int, at_once: int) -> Te
         if library is not None and library_prior is not None:
             log_library = library.sample(shape)
             weights[draws] += (library_prior.log_prob(log_library) - library.log_prob(log_library)).sum(-1)
+        if isinstance(cells, SparseMinibatch):
+            for draw, latent in enumerate(vae.to_latent(z)):
+                own = log_library if log_library.ndim == 2 else log_library[draw]
+                weights[start + draw] -= vae._fused_loss(cells, latent, own)
+            continue
         output = vae.decode(vae.to_latent(z), cells.codes_nc, cells.continuous_nd)
         weights[draws] += vae.likelihood(output, log_library, cells.codes_nc).log_prob(cells.x_ng).sum(-1)
     return weights
@@ -195,8 +232,8 @@ def _bounds(
     cells = choose(model, adata, indices).cells
     reconstruction, kl = [], []
     network = model._network()
-    with computing(network, device, seed) as there:
-        for minibatch in minibatches_of(cells, batch_size, there):
+    with computing(network, device, seed) as there, _gathering(network, cells, there) as gatherer:
+        for minibatch in _minibatches(cells, batch_size, there, gatherer):
             elbo = network.elbo(minibatch)
             if isinstance(elbo, SemiSupervisedElbo):  # scvi-tools counts the terms of z1 among the reconstruction
                 reconstruction.append((elbo.reconstruction + elbo.latent).cpu())

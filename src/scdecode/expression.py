@@ -168,8 +168,9 @@ def decode(
         support_n = support.percentile(read.z_nk)
         _warn_of_support(support_n)
     frame = make_frame(model.schema, read, conditions, request, support_n)
-    tiles = decode_tiles(model.vae, read, conditions, request, choose_device(device or "cpu"))
-    return collect(tiles, frame, on_tile) if out is None else stream(tiles, frame, out, on_tile)
+    into = np.empty(frame.shape, dtype=np.float32) if out is None and not frame.counts else None
+    tiles = decode_tiles(model.vae, read, conditions, request, choose_device(device or "cpu"), into)
+    return collect(tiles, frame, on_tile, into) if out is None else stream(tiles, frame, out, on_tile)
 
 
 def distribution(
@@ -261,6 +262,8 @@ _OURS = {
 
 def _check_words(place: str, others: Mapping[str, Any]) -> None:
     """Raise :class:`InputError` for an argument that there is not."""
+    if not others:
+        return
     known = list(inspect.signature(decode).parameters)[2:-1]  # but for the model and the points
     for name in others:
         meant = f"; did you mean {_OURS[name]}=?" if name in _OURS else suggestion(name, known)

@@ -25,6 +25,7 @@ from scdecode.config import (
     NormPlacement,
     TrainConfig,
 )
+from scdecode.decoders import decoder as fixed_decoder
 from scdecode.devices import choose_device, seeded
 from scdecode.errors import InputError, NotTrainedError, TrainingWarning, check_integer, warn
 from scdecode.formats.stored import Origin, StoredModel, build_vae
@@ -392,6 +393,7 @@ class SCVI:
 
     decode = expression.decode
     distribution = expression.distribution
+    decoder = fixed_decoder
     support = expression.support
     generate = generation.generate
 

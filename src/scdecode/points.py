@@ -101,6 +101,19 @@ def read_points(
     if spread is True and own is None:
         raise PointsError("spread: True came, but the points have none of their own; pass standard deviations")
     spread = own if spread is None or spread is True else None if spread is False else spread
+    z_nk, shape = read_latents(points, n_latent, simplex=simplex)
+    given, factors = _read_spread(spread, shape, n_latent)
+    return Points(z_nk, shape, _as_names(names, len(z_nk)), given, factors, _read_time(time, len(z_nk)), simplex)
+
+
+def read_latents(points: Any, n_latent: int, *, simplex: bool = False) -> tuple[Tensor, tuple[int, ...]]:
+    """Numbers as latent points on one axis, ``(n, k)`` float32 of their own memory, and the leading axes they had.
+
+    Raises
+    ------
+    PointsError
+        For what is no array of numbers, a wrong width, no points, NaN or infinite values.
+    """
     array = _to_array(points, "points")
     if array.ndim == 0 or array.shape[-1] != n_latent:
         hint = ""
@@ -117,16 +130,15 @@ def read_points(
     shape = array.shape[:-1]
     with np.errstate(over="ignore"):  # what overflows is among the points that are too large
         z_nk = torch.from_numpy(np.array(array.reshape(-1, n_latent), dtype=np.float32, order="C"))
-    bad = (~(z_nk.abs() < LARGEST)).any(dim=1).nonzero().reshape(-1).tolist()
-    if bad:
+    if not (z_nk.abs() < LARGEST).all():
+        bad = (~(z_nk.abs() < LARGEST)).any(dim=1).nonzero().reshape(-1).tolist()
         raise PointsError(
             f"points: {len(bad):,} of {len(z_nk):,} points have NaN, infinite or too large values (points "
             f"{listing(bad, 5)}); finite numbers were expected"
         )
     if simplex:
         _check_simplex(z_nk)
-    given, factors = _read_spread(spread, shape, n_latent)
-    return Points(z_nk, shape, _as_names(names, len(z_nk)), given, factors, _read_time(time, len(z_nk)), simplex)
+    return z_nk, shape
 
 
 def _as_names(names: pd.Index | None, n_points: int) -> pd.Index:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import Any
 
@@ -34,6 +35,17 @@ def unit_of(quantity: str, schema: Schema) -> str:
     if quantity == "scale":
         return "fraction of the cell's RNA of the model's genes"
     return f"{_WORDS[quantity]}, in a cell of library_size counts"
+
+
+@cache
+def _version() -> str:
+    return version("scdecode")  # read from a file: most of a millisecond
+
+
+@lru_cache(maxsize=4)
+def _gene_index(names: tuple[str, ...]) -> pd.Index:
+    """The names as an index that is made, and looked through for doubles, once; a view of it has a name of its own."""
+    return pd.Index(names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,37 +81,38 @@ def make_frame(
     support_n
         Percentile of each point; None where there is nothing to measure against.
     """
-    obs = conditions.obs.copy()
+    columns: dict[str, Any] = {str(name): values.array for name, values in conditions.obs.items()}
     if points.time is not None:
-        obs["time"] = points.time
+        columns["time"] = points.time
     if support_n is None:
-        obs["support"] = np.full(len(points), np.nan, dtype=np.float32)
-        obs["supported"] = pd.array([pd.NA] * len(points), dtype="boolean")
+        columns["support"] = np.full(len(points), np.nan, dtype=np.float32)
+        columns["supported"] = pd.array([pd.NA] * len(points), dtype="boolean")
     else:
-        obs["support"] = support_n
-        obs["supported"] = support_n <= FAR
+        columns["support"] = support_n
+        columns["supported"] = support_n <= FAR
     if len(points.shape) > 1:
         for axis, index in enumerate(np.unravel_index(np.arange(len(points)), points.shape)):
-            obs[f"axis_{axis}"] = index
+            columns[f"axis_{axis}"] = index
     # a file holds no index of the name of a column
-    obs.index = points.names.rename(None) if points.names.name in obs else points.names
+    names_of_rows = points.names.rename(None) if points.names.name in columns else points.names
+    obs = pd.DataFrame(columns, index=names_of_rows)  # at once: a column added later costs as much as all of them
     obsm = {"latent": points.z_nk.numpy()}
     if points.spread is not None:
         obsm["latent_spread"] = points.spread
     is_counts = request.quantity == "counts"
     if is_counts and request.n_samples is not None and request.n_samples > 1:
         obs, obsm = _repeat(obs, obsm, request.n_samples)
-    names = list(schema.genes) if request.genes is None else [schema.genes[i] for i in request.genes]
+    names = schema.genes if request.genes is None else tuple(schema.genes[i] for i in request.genes)
     arguments = {
         "quantity": request.quantity,
         "n_samples": request.n_samples,
         "seed": request.seed,
         "chunk_size": request.chunk_size,
-        "genes": None if request.genes is None else names,
+        "genes": None if request.genes is None else list(names),
         **conditions.arguments,
     }
     uns = {
-        "version": version("scdecode"),
+        "version": _version(),
         "quantity": request.quantity,
         "unit": unit_of(request.quantity, schema),
         "library": "size factor" if schema.columns.size_factor_key is not None else "counts",
@@ -112,7 +125,7 @@ def make_frame(
     }
     return Frame(
         obs=obs,
-        var=pd.DataFrame(index=pd.Index(names)),
+        var=pd.DataFrame(index=_gene_index(names).view()),
         obsm=obsm,
         uns={"scdecode": uns},
         counts=is_counts,

@@ -25,8 +25,10 @@ OnTile = Callable[[int], None]
 """Called with the number of points that a tile has, once it is done."""
 
 
-def collect(tiles: Iterable[Tile], frame: Frame, on_tile: OnTile | None = None) -> AnnData:
-    """The result in memory."""
+def collect(
+    tiles: Iterable[Tile], frame: Frame, on_tile: OnTile | None = None, into: np.ndarray | None = None
+) -> AnnData:
+    """The result in memory; ``into`` is where the tiles were told to write their values, if they were."""
     adata = _empty(frame)
     if frame.counts:
         blocks = []
@@ -35,9 +37,11 @@ def collect(tiles: Iterable[Tile], frame: Frame, on_tile: OnTile | None = None) 
             _tell(on_tile, tile)
         adata.X = sp.vstack(blocks, format="csr")
         return adata
-    values = {name: np.empty(frame.shape, dtype=np.float32) for name in ("X", *frame.layers)}
+    values = {name: np.empty(frame.shape, dtype=np.float32) for name in frame.layers}
+    values["X"] = np.empty(frame.shape, dtype=np.float32) if into is None else into
     for tile in tiles:
-        values["X"][tile.start : tile.stop] = tile.values
+        if into is None:
+            values["X"][tile.start : tile.stop] = tile.values
         for name in frame.layers:
             values[name][tile.start : tile.stop] = tile.layers[name]
         _tell(on_tile, tile)

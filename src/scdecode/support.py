@@ -8,10 +8,13 @@ distance stands among those of the reference cells themselves, each measured to 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from scdecode.kernels.threads import own_threads, side_by_side
 
 FAR = 99.0
 """A point of a higher percentile is flagged as not supported."""
@@ -33,13 +36,29 @@ class Support:
 
     def distance(self, points_nk: Tensor) -> np.ndarray:
         """Distance of each point to the reference, ``(n,)``, in units of the latent space."""
-        return np.concatenate([self._distance(tile - self.centre_k).numpy() for tile in points_nk.split(_TILE)])
+        if len(points_nk) <= _TILE:
+            return self._distance(points_nk - self.centre_k).numpy()
+        distance_n = np.empty(len(points_nk), dtype=np.float32)
+
+        def part(first: int, last: int) -> None:
+            for start in range(first * _TILE, min(last * _TILE, len(points_nk)), _TILE):
+                some = slice(start, start + _TILE)
+                distance_n[some] = self._distance(points_nk[some] - self.centre_k).numpy()
+
+        with torch.no_grad(), own_threads():  # torch's own threads would meet after each small operation
+            side_by_side(part, -(-len(points_nk) // _TILE))
+        return distance_n
+
+    @cached_property
+    def _squares_m(self) -> Tensor:
+        """The squared distance of each landmark from the centre."""
+        return self.landmarks_gmk.reshape(-1, self.landmarks_gmk.shape[2]).square().sum(1)
 
     def _distance(self, points_nk: Tensor) -> Tensor:
         groups, cells, k = self.landmarks_gmk.shape
         # |p - o|^2 = |p|^2 + (|o|^2 - 2 p.o), of which the first is the same for all others: it joins the least alone
         others_mk, own_n1 = self.landmarks_gmk.reshape(-1, k), points_nk.square().sum(1, keepdim=True)
-        partial = torch.addmm(others_mk.square().sum(1), points_nk, others_mk.t(), alpha=-2).view(-1, groups, cells)
+        partial = torch.addmm(self._squares_m, points_nk, others_mk.t(), alpha=-2).view(-1, groups, cells)
         nearest = (partial.amin(2) + own_n1).clamp(min=0)
         # a reference cell is not its own neighbour: where a point is one, the next nearest of that group counts
         least, group_n = nearest.min(1)

@@ -1,0 +1,69 @@
+"""How long one decoded point takes: what a slider in a picture waits for."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import peer
+import torch
+from asked import Asked
+from counts import make_cells, make_counts
+from decoding import LIBRARY, N_TRAINED, constants
+from models import points_near, train_ours, train_theirs
+from report import Row, Section
+from timing import alternate
+
+GENES = (2_000, 20_000)
+TAKES = ("genes", "threads")
+N_CALLS = 100  # a round
+
+METHOD = (
+    f"Milliseconds of a call, warm: the median of {N_CALLS} calls in a row is a round. scdecode: the whole of "
+    '`model.decode(z, batch="batch_1", library_size=1e4)` for one point, as one uses it: checks, support, names, '
+    "AnnData. scvi-tools: `module.generative(...)` alone, in inference mode, with every tensor made beforehand, and no "
+    "name of a gene."
+)
+
+
+def measure(asked: Asked) -> Section:
+    """Both packages, at both sizes."""
+    rows = []
+    for n_genes in asked.pick("genes", GENES):
+        cells = make_cells(make_counts(N_TRAINED, n_genes))
+        ours, theirs = train_ours(cells), train_theirs(cells)
+        point, others = points_near(ours, 1), constants(1)
+        z, module = torch.from_numpy(point), theirs.module
+
+        sides = {
+            "ours": _milliseconds(lambda m=ours, p=point: m.decode(p, batch="batch_1", library_size=LIBRARY)),
+            "theirs": torch.inference_mode()(_milliseconds(lambda m=module, z=z, o=others: m.generative(z=z, **o))),
+        }
+        found = alternate(sides, 2 if asked.quick else 5)
+        rows.append(
+            Row(
+                f"one point, {n_genes:,} genes",
+                "ms",
+                found["ours"],
+                found["theirs"],
+                f"{peer.NAME}, generative alone",
+                at_most=1.0,
+                dream=0.2,
+                bar_on_ours=True,
+                facts={"genes": n_genes},
+            )
+        )
+    return Section("Latency of one decoded point", rows, METHOD)
+
+
+def _milliseconds(call: Callable[[], object]) -> Callable[[], float]:
+    def side() -> float:
+        taken = []
+        for _ in range(N_CALLS):
+            start = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - start)
+        return 1e3 * statistics.median(taken)
+
+    return side
