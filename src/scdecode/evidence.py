@@ -210,7 +210,7 @@ def _log_weights(vae: VAE, cells: Minibatch | SparseMinibatch, n_samples: int, a
         if isinstance(cells, SparseMinibatch):
             for draw, latent in enumerate(vae.to_latent(z)):
                 own = log_library if log_library.ndim == 2 else log_library[draw]
-                weights[start + draw] -= vae._fused_loss(cells, latent, own)
+                weights[start + draw] -= vae.fused_loss(cells, latent, own)
             continue
         output = vae.decode(vae.to_latent(z), cells.codes_nc, cells.continuous_nd)
         weights[draws] += vae.likelihood(output, log_library, cells.codes_nc).log_prob(cells.x_ng).sum(-1)

@@ -243,12 +243,12 @@ class VAE(nn.Module):
         log_library, kl_l = self._library(cells)
         latent = self.to_latent(posterior.rsample())
         if isinstance(cells, SparseMinibatch):
-            return Reconstruction(posterior, latent, loss=self._fused_loss(cells, latent, log_library), kl_l=kl_l)
+            return Reconstruction(posterior, latent, loss=self.fused_loss(cells, latent, log_library), kl_l=kl_l)
         output = self.decode(latent, cells.codes_nc, cells.continuous_nd)
         likelihood = self.likelihood(output, log_library, cells.codes_nc)
         return Reconstruction(posterior, latent, loss=-likelihood.log_prob(cells.x_ng).sum(-1), kl_l=kl_l)
 
-    def _fused_loss(self, cells: SparseMinibatch, latent: Tensor, log_library: Tensor) -> Tensor:
+    def fused_loss(self, cells: SparseMinibatch, latent: Tensor, log_library: Tensor) -> Tensor:
         """-log p(x | z, l) of cells whose counts are sparse."""
         x, one_hot = self._conditioned(latent, cells.codes_nc, cells.continuous_nd)
         kind, by_cell = self.config.gene_likelihood, self.config.dispersion == "gene-cell"
@@ -289,7 +289,7 @@ class VAE(nn.Module):
         mean, log_variance = self.z_encoder.raw(*self._encoder_input(cells))
         log_library, kl_l = self._library(cells)  # before z: in the order of plain torch's random numbers
         z, kl_z = draw_posterior(mean, log_variance, LEAST_VARIANCE)
-        return Elbo(self._fused_loss(cells, self.to_latent(z), log_library), kl_z, kl_l)
+        return Elbo(self.fused_loss(cells, self.to_latent(z), log_library), kl_z, kl_l)
 
     def _library(self, cells: Minibatch | SparseMinibatch) -> tuple[Tensor, Tensor]:
         """The log library size, ``(n, 1)``, and its KL, ``(n,)``: zero where it is given."""

@@ -1,4 +1,4 @@
-"""The hot loops of training on the CPU, fused and compiled by Numba; each equal to its form in plain torch.
+"""The hot loops on the CPU, fused and compiled by Numba; each equal to its form in plain torch.
 
 Importing these modules imports no Numba: the loops' own files are imported at their first call.
 """
@@ -15,18 +15,30 @@ from scdecode.errors import ConfigError, TrainingWarning, warn
 @cache
 def usable() -> bool:
     """Whether the loops can be compiled here; where not, one warning says why."""
-    try:
-        from scdecode.kernels.compiling import compile_all
-
-        compile_all()
-    except Exception as error:  # whatever it is: without the kernels training is slower, and nothing else
+    error = _failure()
+    if error is not None:
         warn(
-            f"train: Numba cannot compile the fast loops here ({type(error).__name__}: {error}), so training runs in "
-            "plain torch, several times slower; a working installation of numba was expected",
+            f"scdecode: Numba cannot compile the fast loops here ({type(error).__name__}: {error}), so training, "
+            "decoding and encoding run in plain torch, several times slower; a working installation of numba was "
+            "expected",
             TrainingWarning,
         )
-        return False
-    return True
+    return error is None
+
+
+def _failure() -> Exception | None:
+    """What keeps the loops from being compiled."""
+    try:
+        from numba.core.errors import NumbaError
+
+        from scdecode.kernels.compiling import compile_all
+    except (ImportError, OSError, SystemError, AttributeError, RuntimeError) as error:  # missing, or not for this numpy
+        return error
+    try:
+        compile_all()
+    except (NumbaError, OSError, RuntimeError, SystemError, TypeError, ValueError, LookupError) as error:
+        return error
+    return None
 
 
 def precision_of(name: str) -> torch.dtype:
