@@ -49,10 +49,8 @@ def can_step(network: nn.Module) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
-    """A minibatch, and the random numbers of its step."""
+    """The random numbers of a step."""
 
-    cells: SparseMinibatch
-    log_library_n1: Tensor
     kept: list[np.ndarray]  # of each hidden layer of the encoder: (n, h), zero where dropped; or empty
     noise: Tensor  # (n, k)
 
@@ -72,15 +70,17 @@ class _Epoch:
 
 
 class _Ahead:
-    """What another thread does for the next step."""
+    """What other threads do for the next step while this one is between the regions that they share."""
 
-    _pending: Pending | None = None
+    def __init__(self, tasks: Sequence[Callable[[], Any]]) -> None:
+        self._tasks, self._started = list(tasks), list[Pending]()
 
-    def start(self, function: Callable[[], Any]) -> None:
-        self._pending = in_background(function)
+    def go_on(self) -> None:
+        if self._tasks:
+            self._started.append(in_background(self._tasks.pop(0)))
 
-    def result(self) -> Any:
-        return None if self._pending is None else self._pending.result()
+    def results(self) -> list[Any]:
+        return [one.result() for one in self._started]
 
 
 class KernelStep:
@@ -141,31 +141,31 @@ class KernelStep:
         """
         parts = np.zeros((len(minibatches), 4), np.float32)
         epoch = _Epoch(self._cells, minibatches)
-        drawn = self._draw(self._gather(epoch, 0))
+        drawn, cells = self._draw(len(minibatches[0])), self._gather(epoch, 0)
         for i in range(len(minibatches)):
-            ahead, last = _Ahead(), i == len(minibatches) - 1
+            tasks: list[Callable[[], Any]] = []
+            if i + 1 < len(minibatches):
+                tasks = [partial(self._draw, len(minibatches[i + 1])), partial(self._gather, epoch, i + 1)]
+            ahead = _Ahead(tasks)
             try:
-                parts[i] = self._step(drawn, kl_weight, None if last else partial(self._gather, epoch, i + 1), ahead)
+                parts[i] = self._step(cells, drawn, kl_weight, ahead)
             finally:  # whatever happens, no thread may draw random numbers later
-                drawn = ahead.result() or drawn
+                found = ahead.results()
+            if found:
+                drawn, cells = found
         return torch.from_numpy(parts)
 
-    def _step(
-        self, drawn: _Drawn, kl_weight: float, gather: Callable[[], SparseMinibatch] | None, ahead: _Ahead
-    ) -> list[float]:
-        """One step, and meanwhile the next minibatch: the other threads are idle between the shared regions."""
-        hidden = self._encode(drawn)
-        if gather is not None:
-            ahead.start(gather)
+    def _step(self, cells: SparseMinibatch, drawn: _Drawn, kl_weight: float, ahead: _Ahead) -> list[float]:
+        hidden = self._encode(cells, drawn)
+        ahead.go_on()
         latent, kl = self._posterior.forward(hidden, drawn.noise)
-        hidden = self._decode(latent, drawn)
-        likelihood, back = self._likelihood(hidden, drawn)
-        if gather is not None:
-            ahead.start(partial(self._draw, ahead.result()))
+        hidden = self._decode(latent, cells)
+        likelihood, back = self._likelihood(hidden, cells)
+        ahead.go_on()
         reconstruction, kl_z = float(likelihood.loss.numpy().sum()), float(kl.numpy().sum())
         d_latent = self._decoder_gradient(back.d_hidden)
-        self._encoder_gradient(d_latent, kl_weight / len(drawn.cells))
-        self._change(drawn, back, likelihood)
+        self._encoder_gradient(d_latent, kl_weight / len(cells))
+        self._change(cells, back, likelihood)
         return [reconstruction, kl_z, 0.0, reconstruction + kl_weight * kl_z]
 
     # -- a minibatch ahead -----------------------------------------------------------------------------------------
@@ -173,36 +173,35 @@ class KernelStep:
     def _gather(self, epoch: _Epoch, i: int) -> SparseMinibatch:
         return epoch.minibatch(i, next(self._gatherers))
 
-    def _draw(self, cells: SparseMinibatch) -> _Drawn:
+    def _draw(self, n: int) -> _Drawn:
         """The random numbers are those of torch's own modules, in their order."""
-        kept = [layer.draw(len(cells)) for layer in self._encoder]
-        shape = (len(cells), self._vae.config.n_latent)
-        return _Drawn(cells, cells.library_n1.log(), kept, torch.normal(torch.zeros(shape), torch.ones(shape)))
+        kept = [layer.draw(n) for layer in self._encoder]
+        shape = (n, self._vae.config.n_latent)
+        return _Drawn(kept, torch.normal(torch.zeros(shape), torch.ones(shape)))
 
     # -- there -----------------------------------------------------------------------------------------------------
 
-    def _encode(self, drawn: _Drawn) -> Tensor:
-        x: Tensor | SparseRows = drawn.cells.rows
+    def _encode(self, cells: SparseMinibatch, drawn: _Drawn) -> Tensor:
+        x: Tensor | SparseRows = cells.rows
         for layer, kept in zip(self._encoder, drawn.kept, strict=True):
-            x = layer.forward(x, drawn.cells.codes_nc.numpy(), kept)
+            x = layer.forward(x, cells.codes_nc.numpy(), kept)
         assert isinstance(x, Tensor)
         return x
 
-    def _decode(self, latent: Tensor, drawn: _Drawn) -> Tensor:
-        cells = drawn.cells
+    def _decode(self, latent: Tensor, cells: SparseMinibatch) -> Tensor:
         x = torch.cat([latent, cells.continuous_nd], 1) if self._vae.n_continuous else latent
         for layer in self._decoder:
             x = layer.forward(x, cells.codes_nc.numpy(), NOTHING)
         return x
 
-    def _likelihood(self, hidden: Tensor, drawn: _Drawn) -> tuple[Likelihood, HeadsGradient]:
-        n, config = len(drawn.cells), self._vae.config
-        log_theta = self._vae.log_theta_of(None, drawn.cells.codes_nc)
+    def _likelihood(self, hidden: Tensor, cells: SparseMinibatch) -> tuple[Likelihood, HeadsGradient]:
+        n, config = len(cells), self._vae.config
+        log_theta = self._vae.log_theta_of(None, cells.codes_nc)
         likelihood = Likelihood(
-            drawn.cells.rows,
+            cells.rows,
             config.gene_likelihood,
             not config.use_size_factor,
-            drawn.log_library_n1,
+            cells.library_n1.log(),
             None if log_theta is None else log_theta.detach(),
             torch.full((n,), 1.0 / n),
             gradients=True,
@@ -222,7 +221,7 @@ class KernelStep:
         for layer in reversed(self._encoder):
             d_hidden = layer.backward(d_hidden)
 
-    def _change(self, drawn: _Drawn, back: HeadsGradient, likelihood: Likelihood) -> None:
+    def _change(self, cells: SparseMinibatch, back: HeadsGradient, likelihood: Likelihood) -> None:
         """The gradients of the large weights, and Adam: of each stretch of genes while it is in the cache."""
         optimizer, first_layer = self._optimizer, self._encoder[0]
         optimizer.begin_step()
@@ -244,5 +243,5 @@ class KernelStep:
                 d_table.copy_(d_theta)
             else:
                 column = 0 if self._vae.config.dispersion == "gene-batch" else -1
-                d_table.zero_().index_add_(0, drawn.cells.codes_nc[:, column], d_theta)
+                d_table.zero_().index_add_(0, cells.codes_nc[:, column], d_theta)
         optimizer.change(0, self._n_others)
