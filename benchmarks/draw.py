@@ -119,7 +119,7 @@ def _other_bars(results: Results, genes: int) -> list[Bar]:
     against = {"loop": "generative loop", "normalized": "get_normalized_expression"}
     for row in _rows(results, "decode"):
         facts = _facts(row)
-        if facts["genes"] == genes:
+        if facts["genes"] == genes and facts.get("by", "decode") == "decode":
             wanted = "all genes" if facts["wanted"] is None else f"{facts['wanted']} genes"
             bars.append(_bar(row, f"decode {wanted}\nvs {against[facts['against']]}"))
     return bars

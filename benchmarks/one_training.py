@@ -95,7 +95,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=DEFAULT_THREADS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first optimiser loads some 85 MiB of torch
     cells = make_cells(make_counts(given.cells, given.genes))
     train_size = 0.9 if given.train_cells is None else min(1.0, given.train_cells / given.cells)
 

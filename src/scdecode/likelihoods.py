@@ -202,11 +202,11 @@ def _gamma_terms(x: Tensor, log_theta: Tensor) -> Tensor:
     # a dispersion of the gene alone is gathered from its own row, so that its gradient is not a dense matrix
     by_gene = log_theta.shape == x.shape[-1:]
     log_theta_at = log_theta[at[-1]] if by_gene else log_theta.expand(x.shape)[at]
-    terms = _lgamma_ratio(counts, log_theta_at.exp()) - torch.lgamma(counts + 1)
+    terms = lgamma_ratio(counts, log_theta_at.exp()) - torch.lgamma(counts + 1)
     return torch.zeros(x.shape, dtype=terms.dtype, device=x.device).index_put(at, terms).reshape(shape)
 
 
-def _lgamma_ratio(x: Tensor, theta: Tensor) -> Tensor:
+def lgamma_ratio(x: Tensor, theta: Tensor) -> Tensor:
     """``lgamma(x + theta) - lgamma(theta)``; by Stirling's series where theta is so large that they cancel."""
     small = theta.clamp(max=_LARGE_THETA)
     large = theta.clamp(min=_LARGE_THETA)

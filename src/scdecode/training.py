@@ -25,7 +25,7 @@ from scdecode.cells import Cells, check_unchanged
 from scdecode.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from scdecode.classification import Answers, SemiSupervised, SemiSupervisedElbo
 from scdecode.config import TrainConfig
-from scdecode.device_step import DeviceBound, backend_for
+from scdecode.device_step import DeviceBound, on_device
 from scdecode.devices import seeded
 from scdecode.errors import ConfigError, OutputError, TrainingError, TrainingWarning, warn
 from scdecode.kernels import precision_of, usable
@@ -43,7 +43,6 @@ from scdecode.minibatches import (
     split_labelled,
 )
 from scdecode.networks import Decoder, allow_kernels
-from scdecode.resident import DeviceCells, bytes_of, fits, free_bytes
 from scdecode.steps import KernelStep, can_step
 from scdecode.vae import VAE, Elbo
 
@@ -129,19 +128,13 @@ def _way_of(network: Network, cells: Cells, config: TrainConfig, device: torch.d
     def source(gatherer: Gatherer | None) -> Source:
         return lambda minibatches: (gather(cells, rows, device, gatherer) for rows in minibatches)
 
-    if not _on_gpu(device):
-        return _Way(*(source(Gatherer(cells.counts) if kernels else None) for _ in range(2)))
-    n_weights = sum(weight.numel() for weight in network.parameters())
-    resident = fits(
-        bytes_of(cells),
-        free_bytes(device),
-        n_weights=n_weights,
-        n_genes=network.n_genes,
-        batch_size=min(config.batch_size, len(cells)),
-    )
-    there = DeviceCells(cells, device, resident=resident)
-    bound = DeviceBound(_vae(network), config.batch_size, config.precision, backend_for(device))
-    return _Way(there.minibatches, there.minibatches, bound)
+    if _on_gpu(device):
+        there, bound = on_device(_vae(network), cells, config, device)
+        return _Way(there.minibatches, there.minibatches, bound)
+    if config.precision == "bf16" and device.type != "cpu":
+        raise ConfigError(f"precision: 'bf16' came, but it is for the CPU and for CUDA, not for {device.type}")
+    one, other = (source(Gatherer(cells.counts) if kernels else None) for _ in range(2))
+    return _Way(one, other)
 
 
 def _vae(network: Network) -> VAE:

@@ -136,7 +136,7 @@ class VAE(nn.Module):
 
     # -- the conditions, as the networks take them -----------------------------------------------------------------
 
-    def _conditioned(self, x: Tensor, codes: Tensor, continuous: Tensor) -> tuple[Tensor, Tensor]:
+    def conditioned(self, x: Tensor, codes: Tensor, continuous: Tensor) -> tuple[Tensor, Tensor]:
         """``x`` beside the continuous covariates and the batch embedding, and the codes of what goes in as one-hot."""
         beside = [continuous] if self.n_continuous else []
         one_hot = codes[..., :-1]  # the label is seen by the dispersion alone
@@ -151,23 +151,23 @@ class VAE(nn.Module):
 
     def encode(self, cells: Minibatch | SparseMinibatch) -> Normal:
         """The posterior q(z | x), ``(n, k)``; for ``"ln"`` that of z before its softmax."""
-        mean, variance = self.z_encoder(*self._encoder_input(cells))
+        mean, variance = self.z_encoder(*self.encoder_input(cells))
         return Normal(mean, variance.sqrt(), validate_args=False)
 
     def encode_library(self, cells: Minibatch | SparseMinibatch) -> Normal:
         """The posterior q(log l | x), ``(n, 1)``, of a learned library size."""
         assert self.library_encoder is not None, "only a learned library size has a posterior"
-        mean, variance = self.library_encoder(*self._encoder_input(cells))
+        mean, variance = self.library_encoder(*self.encoder_input(cells))
         return Normal(mean, variance.sqrt(), validate_args=False)
 
-    def _encoder_input(self, cells: Minibatch | SparseMinibatch) -> tuple[Tensor | SparseRows, Tensor | None]:
+    def encoder_input(self, cells: Minibatch | SparseMinibatch) -> tuple[Tensor | SparseRows, Tensor | None]:
         if isinstance(cells, SparseMinibatch):
             assert not self.config.encode_covariates, "covariates beside the counts need these as a tensor"
             return cells.rows, None
         x = torch.log1p(cells.x_ng)
         if not self.config.encode_covariates:
             return x, None
-        return self._conditioned(x, cells.codes_nc, cells.continuous_nd)
+        return self.conditioned(x, cells.codes_nc, cells.continuous_nd)
 
     def to_latent(self, z: Tensor) -> Tensor:
         """The latent point of a draw of z: z itself, or its softmax for ``"ln"``."""
@@ -191,14 +191,14 @@ class VAE(nn.Module):
         genes
             Positions of the genes to keep; by default all.
         """
-        x, one_hot = self._conditioned(latent, codes, continuous)
+        x, one_hot = self.conditioned(latent, codes, continuous)
         zinb, by_cell = self.config.gene_likelihood == "zinb", self.config.dispersion == "gene-cell"
         output: DecoderOutput = self.decoder(x, one_hot, zero_inflated=zinb, cell_dispersion=by_cell, genes=genes)
         return output
 
     def scale(self, latent: Tensor, codes: Tensor, continuous: Tensor, *, genes: Tensor | None = None) -> Tensor:
         """The scale rho of latent points, ``(..., g)``; the arguments are those of :meth:`decode`."""
-        x, one_hot = self._conditioned(latent, codes, continuous)
+        x, one_hot = self.conditioned(latent, codes, continuous)
         return self.decoder.scale_of(x, one_hot, genes=genes)
 
     def dispersion(self, output: DecoderOutput, codes: Tensor, genes: Tensor | None = None) -> Tensor | None:
@@ -250,7 +250,7 @@ class VAE(nn.Module):
 
     def fused_loss(self, cells: SparseMinibatch, latent: Tensor, log_library: Tensor) -> Tensor:
         """-log p(x | z, l) of cells whose counts are sparse."""
-        x, one_hot = self._conditioned(latent, cells.codes_nc, cells.continuous_nd)
+        x, one_hot = self.conditioned(latent, cells.codes_nc, cells.continuous_nd)
         kind, by_cell = self.config.gene_likelihood, self.config.dispersion == "gene-cell"
         if isinstance(self.decoder, Decoder):
             return self._heads_loss(self.decoder, self.decoder.mlp(x, one_hot), cells, log_library)
@@ -286,7 +286,7 @@ class VAE(nn.Module):
 
     def _sparse_elbo(self, cells: SparseMinibatch) -> Elbo:
         """The same where counts are sparse, by kernels."""
-        mean, log_variance = self.z_encoder.raw(*self._encoder_input(cells))
+        mean, log_variance = self.z_encoder.raw(*self.encoder_input(cells))
         log_library, kl_l = self._library(cells)  # before z: in the order of plain torch's random numbers
         z, kl_z = draw_posterior(mean, log_variance, LEAST_VARIANCE)
         return Elbo(self.fused_loss(cells, self.to_latent(z), log_library), kl_z, kl_l)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,12 @@ class KernelAdam(torch.optim.Adam):
     At the first step, or by :meth:`lay`, the weights that have a gradient move into one piece of memory, their
     gradients and moments into others, each weight as it lay.
     """
+
+    # torch wraps these so that its compiler lets them alone, and at the first call imports that: a second, 70 MB
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
 
     _n_steps = 0
     _stretches: dict[Tensor, tuple[int, int]] | None = None
