@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from small_models import EVERYTHING, make_adata, make_model
 import scdecode as sd
 from scdecode import kernels, training
 from scdecode.errors import TrainingWarning
+from scdecode.kernels import compiling
 from scdecode.kernels.adam import KernelAdam
 
 MODELS = {
@@ -72,6 +74,52 @@ def test_without_numba_there_is_one_warning_and_plain_torch(monkeypatch):
         make_model(make_adata(), epochs=1)  # a second warning would be an error
     finally:
         kernels.usable.cache_clear()
+
+
+@pytest.fixture
+def asked_anew():
+    """As if nobody had asked yet whether the loops can be compiled."""
+    kernels.usable.cache_clear()
+    yield
+    kernels.usable.cache_clear()
+
+
+def test_the_loops_are_compiled_once_and_nothing_is_asked_again(monkeypatch, asked_anew):
+    calls = []
+    monkeypatch.setattr(compiling, "compile_all", lambda: calls.append(1))
+    assert kernels.usable() and kernels.usable()
+    make_model(make_adata(), epochs=1)
+    assert calls == [1]
+
+
+def test_what_the_warning_says(monkeypatch, asked_anew):
+    def fail():
+        raise OSError("no such processor")
+
+    monkeypatch.setattr(compiling, "compile_all", fail)
+    with pytest.warns(TrainingWarning) as caught:
+        assert not kernels.usable()
+    (one,) = caught
+    assert "(OSError: no such processor)" in str(one.message)
+    assert "in plain torch, several times slower" in str(one.message)
+    assert not kernels.usable()  # a second warning would be an error
+
+
+def test_compiling_says_so_and_takes_no_random_number(monkeypatch):
+    told = []
+
+    @contextmanager
+    def note(text):
+        told.append(text)
+        yield
+
+    monkeypatch.setattr(compiling, "notice", note)
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    with torch.no_grad():
+        compiling.compile_all()
+    assert len(told) == 1 and "compiling" in told[0]
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
 
 
 def test_importing_scdecode_imports_no_numba():

@@ -161,6 +161,7 @@ class VAE(nn.Module):
         return Normal(mean, variance.sqrt(), validate_args=False)
 
     def encoder_input(self, cells: Minibatch | SparseMinibatch) -> tuple[Tensor | SparseRows, Tensor | None]:
+        """What the encoders see of cells, and the codes of what goes in as one-hot."""
         if isinstance(cells, SparseMinibatch):
             assert not self.config.encode_covariates, "covariates beside the counts need these as a tensor"
             return cells.rows, None
