@@ -166,7 +166,7 @@ def lines_of(name: str, likelihood: str, max_epochs: int, pairs: Sequence[Pair])
     def line(what: str, ours: list[float], theirs: list[float], *, relative: bool, agreement: str = "") -> list[str]:
         differences = [100 * (a / b - 1 if relative else a - b) for a, b in zip(ours, theirs, strict=True)]
         worse = statistics.mean(differences) * (1 if relative else -1)
-        unit, bar = ("%", 0.5) if relative else ("points", 1.0)
+        unit, bar = ("%", 0.2) if relative else ("points", 1.0)
         spread = f" ± {statistics.stdev(differences):.2f}" if len(differences) > 1 else ""
         difference = f"{statistics.mean(differences):+.2f}{spread} {unit}"
         verdict = "yes" if worse <= bar else "**no**"

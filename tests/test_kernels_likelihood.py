@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scdecode.kernels import functions
-from scdecode.kernels.likelihood import FusedLikelihood
+from scdecode.kernels.likelihood import fused_likelihood
 from scdecode.kernels.rows import Gatherer, SparseRows
 from scdecode.likelihoods import make_likelihood
 from scdecode.networks import log_softplus
@@ -36,7 +36,7 @@ def inputs(x, kind, by_cell, logits, log_library, log_theta, zi):
 def check(x, tensors, kind, softmax, weight=None, tolerance=1e-5):
     ours = [None if t is None else t.float().requires_grad_() for t in tensors]
     theirs = [None if t is None else t.clone().requires_grad_() for t in tensors]
-    loss = FusedLikelihood.apply(*ours, sparse_rows(x), kind, softmax)
+    loss = fused_likelihood(*ours, sparse_rows(x), kind, softmax=softmax)
     expected = reference(x, *theirs, kind, softmax)
     # the logarithm of a mean is known to some 1e-7, and a count multiplies it
     assert ((loss - expected).abs() <= tolerance * (1 + expected.abs()) + 3e-7 * x.double().sum(1)).all()
@@ -123,7 +123,7 @@ def test_no_number_stays_no_number(kind):
     x, *given = random_case(6, 40, seed=5)
     tensors = [None if t is None else t.float() for t in inputs(x, kind, False, *given)]
     tensors[0][2, 3] = float("nan")
-    loss = FusedLikelihood.apply(*tensors, sparse_rows(x), kind, True)
+    loss = fused_likelihood(*tensors, sparse_rows(x), kind, softmax=True)
     assert loss.isnan().tolist() == [False, False, True, False, False, False]
 
 
@@ -135,7 +135,7 @@ def test_the_number_of_threads_changes_no_bit():
         for n in (1, 2, 3):
             torch.set_num_threads(n)
             tensors = [t.float().requires_grad_() for t in inputs(x, "zinb", False, *given)]
-            loss = FusedLikelihood.apply(*tensors, sparse_rows(x), "zinb", True)
+            loss = fused_likelihood(*tensors, sparse_rows(x), "zinb", softmax=True)
             loss.mean().backward()
             found.append([loss.detach(), *(t.grad for t in tensors)])
     finally:

@@ -30,10 +30,11 @@ class Memory:
 
     def __init__(self, n_cells: int, **widths: int) -> None:
         self._whole = {name: torch.empty((n_cells, width) if width else (n_cells,)) for name, width in widths.items()}
-        self._n = -1
+        self._n, self._n_cells = -1, n_cells
 
     def of(self, n: int) -> tuple[SimpleNamespace, SimpleNamespace]:
         """Those of ``n`` cells, by name: the tensors, and the same as arrays."""
+        assert n <= self._n_cells, "the loops write as many rows as they are told"
         if n != self._n:  # hardly ever: to cut them anew in each step would take longer than some loops
             tensors = {name: whole[:n] for name, whole in self._whole.items()}
             arrays = {name: tensor.numpy() for name, tensor in tensors.items()}

@@ -23,7 +23,7 @@ from scdecode.kernels.adam import KernelAdam
 from scdecode.kernels.heads import Heads, HeadsGradient
 from scdecode.kernels.likelihood import Likelihood
 from scdecode.kernels.rows import Gatherer, SparseRows
-from scdecode.kernels.threads import Pending, in_background, n_threads, side_by_side
+from scdecode.kernels.threads import Pending, in_background, n_threads, side_by_side, wait_for
 from scdecode.minibatches import SparseMinibatch, small_tensors
 from scdecode.networks import Decoder
 from scdecode.step_layers import NOTHING, StepHidden, StepPosterior, gradient_of
@@ -80,6 +80,7 @@ class _Ahead:
             self._started.append(in_background(self._tasks.pop(0)))
 
     def results(self) -> list[Any]:
+        wait_for(self._started)
         return [one.result() for one in self._started]
 
 

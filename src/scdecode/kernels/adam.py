@@ -27,7 +27,7 @@ class KernelAdam(torch.optim.Adam):
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
     state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
-    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    _load = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
 
     _n_steps = 0
     _stretches: dict[Tensor, tuple[int, int]] | None = None
@@ -51,8 +51,8 @@ class KernelAdam(torch.optim.Adam):
         steps = {float(self.state[weight]["step"]) for weight in weights if self.state[weight]}
         assert len(steps) <= 1, "all weights took the same steps"
         self._n_steps = int(steps.pop()) if steps else 0
-        step = torch.tensor(float(self._n_steps))
-        for weight, start in zip(weights, starts, strict=False):
+        self._step = torch.full((len(weights),), float(self._n_steps))
+        for i, (weight, start) in enumerate(zip(weights, starts, strict=False)):
             state, stop = self.state[weight], start + weight.numel()
             views = [_view(one[start:stop], weight) for one in flat]
             sources = [weight.detach(), state.get("exp_avg"), state.get("exp_avg_sq")]
@@ -64,9 +64,13 @@ class KernelAdam(torch.optim.Adam):
                 if source is not None:
                     view.copy_(source)
             weight.data, state["exp_avg"], state["exp_avg_sq"] = views[:3]
-            weight.grad, state["step"] = self._places.get(weight), step
+            weight.grad, state["step"] = self._places.get(weight), self._step[i]
             self._stretches[weight] = (start, stop)
-        self._step = step
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state; the weights are laid anew."""
+        self._load(state_dict)
+        self._stretches = None
 
     def stretch(self, weight: Tensor) -> tuple[int, int]:
         """Where the numbers of a weight lie."""
@@ -82,7 +86,8 @@ class KernelAdam(torch.optim.Adam):
         if self._stretches is None:
             self.lay()
         for weight, place in self._places.items():
-            if weight.grad is not place and weight.grad is not None:
+            assert weight.grad is not None, "a weight that had a gradient has one in each step"
+            if weight.grad is not place:
                 place.copy_(weight.grad)
         self.begin_step()
         n = len(self._gradient)
@@ -100,7 +105,7 @@ class KernelAdam(torch.optim.Adam):
         self._step.fill_(self._n_steps)
         step_size = group["lr"] / (1 - beta1**self._n_steps)
         root_correction = 1 / math.sqrt(1 - beta2**self._n_steps)
-        numbers = (beta1, beta2, group["weight_decay"], step_size, root_correction, group["eps"])
+        numbers = (1 - beta1, beta2, 1 - beta2, group["weight_decay"], step_size, root_correction, group["eps"])
         self.numbers: tuple[np.float32, ...] = tuple(np.float32(x) for x in numbers)
 
     def arrays(self, first: int, last: int) -> tuple[np.ndarray, ...]:

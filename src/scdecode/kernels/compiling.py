@@ -31,9 +31,9 @@ def _run(index: type) -> None:
     )  # fmt: skip
     sparse_loops.product(*block, indptr, ids, logs, one, row, one.copy())
     sparse_loops.gradient(*block, indptr, ids, logs, one, one.copy())
-    numbers = np.ones(6, np.float32)
+    numbers = np.ones(7, np.float32)
     sparse_loops.gradient_and_step(*block, indptr, ids, logs, one, one.copy(), one.copy(), one.copy(), *numbers)
-    adam_loops.adam(row.copy(), row, row.copy(), row.copy(), *np.ones(6, np.float32))
+    adam_loops.adam(row.copy(), row, row.copy(), row.copy(), *np.ones(7, np.float32))
     likelihood_loops.thetas(row, row.copy(), row.copy())
     likelihood_loops.finish_theta(one, row, row.copy())
     likelihood_loops.likelihood_blocks(

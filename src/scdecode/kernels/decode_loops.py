@@ -10,6 +10,7 @@ import numpy as np
 
 from scdecode.kernels.functions import exp32, log1p_unit
 from scdecode.kernels.jit import jit
+from scdecode.kernels.likelihood_loops import sum_of
 
 _F = np.float32
 _T = 512  # genes at a time, so that what is added up stays in the first-level cache
@@ -17,7 +18,6 @@ _ZERO, _ONE = _F(0.0), _F(1.0)
 _SMALLEST_SUM, _LARGEST_SUM = 1e-15, 1e30  # of exponentials: between them none that matters was cut off
 
 _exact = jit(fastmath={"contract"})
-_sums = jit(fastmath={"contract", "reassoc", "nsz"})
 
 
 @_exact
@@ -38,14 +38,6 @@ def shift_rows(source, shift_so, group_n, slot, n_slots, relu, out):  # type: ig
     for i in range(len(source)):
         out[i] = source[i]
         _shifted_relu(out[i], shift_so[group_n[i] * n_slots + slot if several else 0], relu)
-
-
-@_sums
-def _sum(a):  # type: ignore[no-untyped-def]
-    total = _ZERO
-    for j in range(len(a)):
-        total += a[j]
-    return total
 
 
 @_exact
@@ -70,7 +62,7 @@ def _exponentials(logits, bias, shift, values):  # type: ignore[no-untyped-def]
     for lo in range(0, len(logits), _T):
         hi = min(lo + _T, len(logits))
         _exponential(logits[lo:hi], bias[lo:hi], shift, values[lo:hi])
-        total += _sum(values[lo:hi])
+        total += sum_of(values[lo:hi])
     return total
 
 

@@ -129,6 +129,7 @@ class HeadsLikelihood(torch.autograd.Function):
         kind: str,
         softmax: bool,
         precision: torch.dtype,
+        gradients: bool,
     ) -> Tensor:
         """The values, and the gradients kept for :meth:`backward`."""
         n = len(hidden)
@@ -143,7 +144,7 @@ class HeadsLikelihood(torch.autograd.Function):
 
         ctx.compute = compute
         ctx.cell_weight = torch.full((n,), 1.0 / n)
-        loss, ctx.kept = compute(ctx.cell_weight, gradients=any(ctx.needs_input_grad))
+        loss, ctx.kept = compute(ctx.cell_weight, gradients=gradients)
         return loss
 
     @staticmethod
@@ -156,7 +157,7 @@ class HeadsLikelihood(torch.autograd.Function):
         of_heads: list[Tensor | None] = [*back.of_all()]
         if len(of_heads) == 2:
             of_heads += [None, None]
-        return back.d_hidden, *of_heads, *others, None, None, None, None
+        return back.d_hidden, *of_heads, *others, None, None, None, None, None
 
 
 def heads_likelihood(
@@ -174,6 +175,16 @@ def heads_likelihood(
     """-log p(x) of each cell, ``(n,)``, from the last hidden layer ``(n, h)`` and the heads on top."""
     zi = (None, None) if zi_logits is None else (zi_logits.weight, zi_logits.bias)
     loss: Tensor = HeadsLikelihood.apply(  # type: ignore[no-untyped-call]
-        hidden, scale.weight, scale.bias, *zi, log_library, log_theta, rows, kind, softmax, precision
+        hidden,
+        scale.weight,
+        scale.bias,
+        *zi,
+        log_library,
+        log_theta,
+        rows,
+        kind,
+        softmax,
+        precision,
+        torch.is_grad_enabled(),
     )
     return loss

@@ -53,7 +53,7 @@ class Likelihood:
 
     def __post_init__(self) -> None:
         n, g = len(self.rows), self.rows.n_genes
-        self.loss, self.d_library = torch.empty(2, n)
+        self.loss, self.d_library = torch.empty(n), torch.empty(n)
         """Results, ``(n,)`` each."""
         self._by_cell = self.log_theta is not None and self.log_theta.ndim == 2
         self._thetas, self._d_theta = _EMPTY_THETAS, _EMPTY  # log theta within its bounds, and theta
@@ -131,6 +131,7 @@ class FusedLikelihood(torch.autograd.Function):
         rows: SparseRows,
         kind: str,
         softmax: bool,
+        gradients: bool,
     ) -> Tensor:
         """The values, and the gradients kept for :meth:`backward`."""
         n = len(logits)
@@ -144,7 +145,7 @@ class FusedLikelihood(torch.autograd.Function):
             return likelihood.loss, (d_logits, likelihood.d_library[:, None], likelihood.d_log_theta(), d_zi)
 
         ctx.weight, ctx.compute = torch.full((n,), 1.0 / n), compute
-        loss, ctx.gradients = compute(ctx.weight, gradients=any(ctx.needs_input_grad))
+        loss, ctx.gradients = compute(ctx.weight, gradients=gradients)
         return loss
 
     @staticmethod
@@ -153,7 +154,7 @@ class FusedLikelihood(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None or not torch.equal(weight, ctx.weight):
             _, gradients = ctx.compute(weight.contiguous(), gradients=True)
-        return (*gradients, None, None, None)
+        return (*gradients, None, None, None, None)
 
 
 def fused_likelihood(
@@ -168,7 +169,7 @@ def fused_likelihood(
 ) -> Tensor:
     """-log p(x) of each cell, ``(n,)``; the arguments are those of :class:`Likelihood`."""
     loss: Tensor = FusedLikelihood.apply(  # type: ignore[no-untyped-call]
-        logits, log_library, log_theta, zi_logits, rows, kind, softmax
+        logits, log_library, log_theta, zi_logits, rows, kind, softmax, torch.is_grad_enabled()
     )
     return loss
 

@@ -42,7 +42,8 @@ _sums = jit(fastmath={"contract", "reassoc", "nsz"})
 
 
 @_sums
-def _sum(a):  # type: ignore[no-untyped-def]
+def sum_of(a):  # type: ignore[no-untyped-def]
+    """The sum of some hundred numbers, in any order."""
     total = _ZERO
     for j in range(len(a)):
         total += a[j]
@@ -76,7 +77,7 @@ def _exponentials(logits, shift, scale):  # type: ignore[no-untyped-def]
     for lo in range(0, len(logits), _T):
         hi = min(lo + _T, len(logits))
         _exponential(logits[lo:hi], shift, scale[lo:hi])
-        total += _sum(scale[lo:hi])
+        total += sum_of(scale[lo:hi])
     return total
 
 
@@ -321,9 +322,9 @@ def likelihood_blocks(  # type: ignore[no-untyped-def]
                 _counts(s, c, lo, places, xs, theta[theta_row, lo:hi], log_theta[theta_row, lo:hi])
                 if kind == ZINB:
                     _inflate_counts(s, lo, places, xs)
-            value += _sum(s[_V : _V + m])
+            value += sum_of(s[_V : _V + m])
             if with_gradient:
-                gradient += _sum(s[_G : _G + m])
+                gradient += sum_of(s[_G : _G + m])
                 _copy(s[_G : _G + m], d_logits[i, lo:hi], _ONE)
                 if kind != POISSON:
                     _add_multiple(s[_H : _H + m], d_theta[i if by_cell else i // ROWS, lo:hi], weight[i])

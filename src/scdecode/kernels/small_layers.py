@@ -37,7 +37,7 @@ class NormalRelu(torch.autograd.Function):
         """The gradients of the input, the weight and the bias."""
         from scdecode.kernels.small_loops import normal_relu_gradient
 
-        x, weight, kept, statistics, out = ctx.kept
+        (x, weight, kept, statistics, out), ctx.kept = ctx.kept, None  # the output would keep itself alive
         mean, inverse_deviation = statistics.numpy()
         d_x, d_weight, d_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
         normal_relu_gradient(

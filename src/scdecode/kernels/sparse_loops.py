@@ -118,7 +118,7 @@ def gradient(first, last, gene_indptr, cells, cell_logs, d_out_nh, d_weight_gh):
 @_loop
 def gradient_and_step(  # type: ignore[no-untyped-def]
     first, last, gene_indptr, cells, cell_logs, d_out_nh, weight, mean, square,
-    beta1, beta2, decay, step_size, root_correction, eps,
+    new1, beta2, new2, decay, step_size, root_correction, eps,
 ):  # fmt: skip
     """Genes ``first`` to ``last`` of ``dW = X' dout``, and Adam of these ``(genes, h)`` weights and moments."""
     row = np.empty(d_out_nh.shape[1], np.float32)
@@ -126,4 +126,4 @@ def gradient_and_step(  # type: ignore[no-untyped-def]
         row[:] = np.float32(0.0)
         _add_multiples(row, d_out_nh, cells, cell_logs, gene_indptr[j], gene_indptr[j + 1])
         i = j - first
-        adam(weight[i], row, mean[i], square[i], beta1, beta2, decay, step_size, root_correction, eps)
+        adam(weight[i], row, mean[i], square[i], new1, beta2, new2, decay, step_size, root_correction, eps)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
@@ -28,6 +28,7 @@ class Pending:
         self._function: Callable[[], Any] | None = function
         self._done = threading.Lock()
         self._done.acquire()
+        self._unfinished = True
         self._value: Any = None
         self._error: BaseException | None = None
 
@@ -39,12 +40,20 @@ class Pending:
         except BaseException as error:  # raised where the result is asked for
             self._error = error
         self._function = None  # holds on to no array
+        self._unfinished = False
         self._done.release()
 
     def wait(self) -> None:
-        """Until it is done."""
-        with self._done:
-            pass
+        """Until it is done, whatever happens: an interrupt is raised only then."""
+        interrupt = None
+        while self._unfinished:
+            try:
+                with self._done:
+                    pass
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     def result(self) -> Any:
         """What came of it, once it is done; an error of it is raised here."""
@@ -105,10 +114,18 @@ def side_by_side(part: _Part, n: int, *, least: int = 1, piece: int | None = Non
     try:
         work()
     finally:  # whatever happens, no thread may still write into the caller's arrays
-        for other in others:
-            other.wait()
+        wait_for(others)
     for other in others:
         other.result()
+
+
+def wait_for(others: Sequence[Pending]) -> None:
+    """Until all are done, whatever happens: an interrupt is raised only then."""
+    if others:
+        try:
+            others[0].wait()
+        finally:
+            wait_for(others[1:])
 
 
 def in_background(function: Callable[[], Any]) -> Pending:
