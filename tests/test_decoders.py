@@ -131,3 +131,18 @@ def test_bad_arguments(full_model, said, error, message):
 def test_untrained():
     with pytest.raises(NotTrainedError):
         make_model(make_adata(150, 15), epochs=0).decoder()
+
+
+def test_what_is_no_array_belongs_to_decode(model, adata):
+    decode = model.decoder(batch="batch_1")
+    for points in (adata, model.posterior(adata), sd.Trajectory.between(model, [0.0] * 4, [1.0] * 4, n_points=3)):
+        with pytest.raises(PointsError, match="a decoder takes arrays alone"):
+            decode(points)
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("transform_batch", "did you mean batch="), ("spread", "model.decode"), ("nonsense", "")]
+)
+def test_arguments_that_a_decoder_has_not(model, word, meant):
+    with pytest.raises(InputError, match=f"decoder: there is no argument '{word}'.*{meant}"):
+        model.decoder(**{word: 1})

@@ -145,3 +145,18 @@ def test_adam_is_that_of_torch():
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
     assert one.state_dict()["state"].keys() == other.state_dict()["state"].keys()
+
+
+def test_damaged_files_of_numba_mean_plain_torch(monkeypatch):
+    def damaged():
+        raise EOFError("Ran out of input")
+
+    from scdecode.kernels import compiling
+
+    monkeypatch.setattr(compiling, "compile_all", damaged)
+    kernels.usable.cache_clear()
+    try:
+        with pytest.warns(TrainingWarning, match=r"EOFError: Ran out of input.*delete .*__pycache__"):
+            assert not kernels.usable()
+    finally:
+        kernels.usable.cache_clear()

@@ -334,3 +334,31 @@ def test_a_checkpoint_goes_on_in_any_way(monkeypatch, tmp_path, first, then):
     resumed = trained(monkeypatch, then, options, epochs=4, train=path)
     assert len(resumed[0]) == 4
     assert_same(resumed, trained(monkeypatch, "plain", options, epochs=4))
+
+
+@pytest.mark.parametrize("options", [{}, {"use_layer_norm": "both"}], ids=["by hand", "by autograd"])
+def test_weights_that_are_moved_between_epochs_are_still_trained(options):
+    """Decoding on another device within ``on_epoch`` gives each weight another memory."""
+
+    def move(done, total, row):
+        for weight in moved.vae.parameters():
+            weight.data = weight.data.clone()
+
+    still, moved = (make_model(make_adata(), epochs=0, **options) for _ in range(2))
+    still.train(4, device="cpu", progress=False)
+    moved.train(4, device="cpu", progress=False, on_epoch=move)
+    for name, value in still.vae.state_dict().items():
+        torch.testing.assert_close(moved.vae.state_dict()[name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_the_default_type_of_numbers_does_not_matter():
+    expected = make_model(make_adata(), epochs=2).vae.state_dict()
+    model = make_model(make_adata(), epochs=0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        model.train(2, device="cpu", progress=False)
+    finally:
+        torch.set_default_dtype(before)
+    assert all(value.dtype in (torch.float32, torch.int64) for value in model.vae.state_dict().values())
+    assert expected.keys() == model.vae.state_dict().keys()

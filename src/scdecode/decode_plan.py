@@ -139,15 +139,15 @@ class _Work:
     def __init__(self, plan: Plan, rows: int) -> None:
         self.plan = plan
         first = (*plan.layers, plan.scale)[0]
-        self.inputs = torch.empty(rows, first.weight_io.shape[0])
+        self.inputs = torch.empty(rows, first.weight_io.shape[0], dtype=torch.float32)
         widths = [layer.weight_io.shape[1] for layer in plan.layers]
-        self.base = torch.empty(rows, widths[0] if widths else plan.scale.weight_io.shape[1])
-        self.hidden = [torch.empty(rows, width) for width in widths]
+        self.base = torch.empty(rows, widths[0] if widths else plan.scale.weight_io.shape[1], dtype=torch.float32)
+        self.hidden = [torch.empty(rows, width, dtype=torch.float32) for width in widths]
         # the logits take the place of the result where there is one place for each
         self.in_place = plan.n_slots == 1 and plan.genes is None and bool(plan.layers)
         apart = not self.in_place and bool(plan.layers)
-        self.logits = torch.empty(rows, plan.scale.weight_io.shape[1]) if apart else self.base
-        self.zi = torch.empty(rows, 0 if plan.zi_logits is None else plan.n_genes)
+        self.logits = torch.empty(rows, plan.scale.weight_io.shape[1], dtype=torch.float32) if apart else self.base
+        self.zi = torch.empty(rows, 0 if plan.zi_logits is None else plan.n_genes, dtype=torch.float32)
         self.genes = np.empty(0, np.int64) if plan.genes is None else plan.genes.numpy()
 
     def tile(self, given: Given, out_ng: np.ndarray) -> None:

@@ -7,13 +7,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from torch import Tensor
+from torch.distributions import Distribution
 
 from scdecode.conditions import Conditions, resolve
 from scdecode.config import ModelConfig
 from scdecode.decode_plan import Given, Plan, worth_loops
-from scdecode.decoding import QUANTITIES, gene_positions, plan_of
-from scdecode.errors import ConditionError, InputError, unknown_name
+from scdecode.decoding import OURS, QUANTITIES, gene_positions, plan_of
+from scdecode.errors import ConditionError, InputError, PointsError, unknown_name
 from scdecode.points import read_latents
 from scdecode.provenance import unit_of
 from scdecode.schema import Schema
@@ -84,8 +86,13 @@ class PointDecoder:
         Raises
         ------
         PointsError
-            For points of the wrong width, without rows, with NaN.
+            For points of the wrong width, without rows, with NaN; for an AnnData, a distribution or a trajectory.
         """
+        if isinstance(points, AnnData | Distribution) or hasattr(points, "points"):
+            raise PointsError(
+                f"points: {type(points).__name__} came, but a decoder takes arrays alone: adata.obsm['X_scVI'], "
+                "distribution.mean, trajectory.points; model.decode(points, ...) takes it as it is"
+            )
         z_nk, shape = read_latents(points, self._n_latent, simplex=self._simplex)
         n = len(z_nk)
         given = Given(z_nk, np.zeros(n, dtype=np.int64), self._library_n)
@@ -118,6 +125,7 @@ def decoder(
     continuous: Mapping[str, Any] | None = None,
     genes: Sequence[str] | None = None,
     max_conditions: int = 100,
+    **others: Any,
 ) -> PointDecoder:
     """A function from latent points to expression, for loops: solvers, optimisers, flows.
 
@@ -135,11 +143,13 @@ def decoder(
     batch, labels, categorical, continuous, genes, max_conditions
         As for :meth:`decode`, but the same for all points: a name or number, a list to average over, or a mapping of
         names to weights.
+    **others
+        There are no others; for those of :meth:`decode` and of scvi-tools' methods, the error says where they belong.
 
     Returns
     -------
     PointDecoder
-        ``decode(z)`` maps ``(..., k)`` to ``(..., genes)``, numpy float32: the numbers of ``model.decode(z, ...).X``.
+        ``decode(z)`` maps ``(..., k)`` to ``(..., genes)``, numpy float32: ``model.decode(z, ...).X`` but for rounding.
         It has the model's weights of now: after more training, make another.
 
     Raises
@@ -147,7 +157,7 @@ def decoder(
     ConditionError
         For unknown names, impossible library sizes, and values that are one per point.
     InputError
-        For unknown genes or quantities, and for draws (``"counts"``).
+        For unknown genes or quantities, for draws (``"counts"``), and for other arguments.
 
     Examples
     --------
@@ -160,6 +170,7 @@ def decoder(
     >>> decode([0.0, 0.0, 0.0, 0.0]).shape
     (50,)
     """
+    _check_words(others)
     model.check_trained()
     if quantity == "counts":
         raise InputError("quantity: 'counts' came, which are draws; model.decode(..., quantity='counts') draws them")
@@ -189,6 +200,19 @@ def decoder(
     )
 
 
+_OF_DECODE = ("out", "spread", "n_samples", "seed", "chunk_size", "batch_size", "use_rep", "device", "on_tile")
+"""Arguments of :meth:`decode` that a decoder has not."""
+
+
+def _check_words(others: Mapping[str, Any]) -> None:
+    """Raise :class:`InputError` for an argument that there is not."""
+    for name in others:
+        meant = f"; did you mean {OURS[name]}=?" if name in OURS else ""
+        if name in _OF_DECODE:
+            meant = "; model.decode(points, ...) has it"
+        raise InputError(f"decoder: there is no argument {name!r}{meant}")
+
+
 def _check_common(
     single: Mapping[str, Any], categorical: Mapping[str, Any] | None, continuous: Mapping[str, Any] | None
 ) -> None:
@@ -199,7 +223,8 @@ def _check_common(
             said |= {f"{place}[{key!r}]": mapping[key] for key in mapping}
     for place, value in said.items():
         if isinstance(value, np.ndarray | pd.Series | pd.Index | Tensor) and np.ndim(value) > 0:
+            one = "one value, a list to average over or a mapping of names to weights"
             raise ConditionError(
-                f"{place}: an array came, but a decoder has the same conditions for all points; pass one value, a list "
-                "to average over or a mapping of names to weights; model.decode(points, ...) takes one per point"
+                f"{place}: an array came, but a decoder has the same conditions for all points; pass "
+                f"{'one number' if place == 'library_size' else one}; model.decode(points, ...) takes one per point"
             )

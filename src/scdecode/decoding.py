@@ -25,6 +25,18 @@ from scdecode.points import Points, draw
 from scdecode.schema import Schema
 from scdecode.vae import VAE, evaluating
 
+OURS = {
+    "transform_batch": "batch",
+    "batch_key": "batch",
+    "gene_list": "genes",
+    "label": "labels",
+    "cat_covs": "categorical",
+    "cont_covs": "continuous",
+    "size_factor": "library_size",
+    "batch_size": "chunk_size",
+}
+"""Words of scvi-tools' methods, and ours."""
+
 QUANTITIES = ("rate", "scale", "mean", "counts")
 DEFAULT_DRAWS = 128  # a power of two, at which a Sobol net is balanced
 QUANTILES = {"q05": 0.05, "q95": 0.95}

@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 
 from scdecode.conditions import resolve
 from scdecode.config import ModelConfig
-from scdecode.decoding import decode_tiles, gene_positions, make_request
+from scdecode.decoding import OURS, decode_tiles, gene_positions, make_request
 from scdecode.decoding import distribution as likelihood_of
 from scdecode.devices import choose_device
 from scdecode.errors import InputError, PointsError, SupportWarning, suggestion, warn
@@ -247,26 +247,13 @@ def support(model: Decodable, points: Any, *, use_rep: str | None = None) -> np.
     return index.percentile(read.z_nk).reshape(read.shape)
 
 
-_OURS = {
-    "transform_batch": "batch",
-    "batch_key": "batch",
-    "gene_list": "genes",
-    "label": "labels",
-    "cat_covs": "categorical",
-    "cont_covs": "continuous",
-    "size_factor": "library_size",
-    "batch_size": "chunk_size",
-}
-"""Words of scvi-tools' methods, and ours."""
-
-
 def _check_words(place: str, others: Mapping[str, Any]) -> None:
     """Raise :class:`InputError` for an argument that there is not."""
     if not others:
         return
     known = list(inspect.signature(decode).parameters)[2:-1]  # but for the model and the points
     for name in others:
-        meant = f"; did you mean {_OURS[name]}=?" if name in _OURS else suggestion(name, known)
+        meant = f"; did you mean {OURS[name]}=?" if name in OURS else suggestion(name, known)
         raise InputError(f"{place}: there is no argument {name!r}{meant}")
 
 

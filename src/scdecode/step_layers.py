@@ -29,7 +29,10 @@ class Memory:
     """
 
     def __init__(self, n_cells: int, **widths: int) -> None:
-        self._whole = {name: torch.empty((n_cells, width) if width else (n_cells,)) for name, width in widths.items()}
+        self._whole = {
+            name: torch.empty((n_cells, width) if width else (n_cells,), dtype=torch.float32)
+            for name, width in widths.items()
+        }
         self._n, self._n_cells = -1, n_cells
 
     def of(self, n: int) -> tuple[SimpleNamespace, SimpleNamespace]:
@@ -83,7 +86,7 @@ class StepHidden:
         """What dropout keeps of ``n`` cells, as factors; drawn as torch draws it."""
         if self._keep == 1.0:
             return NOTHING
-        return torch.empty(n, len(self._bias)).bernoulli_(self._keep).div_(self._keep).numpy()
+        return torch.empty(n, len(self._bias), dtype=torch.float32).bernoulli_(self._keep).div_(self._keep).numpy()
 
     def forward(self, x: Tensor | SparseRows, codes: np.ndarray, kept: np.ndarray) -> Tensor:
         """The output, ``(n, h)``, in memory that the next step takes over; the running statistics move on."""

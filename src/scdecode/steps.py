@@ -123,7 +123,7 @@ class KernelStep:
         self._decoder = [StepHidden(layer, n_cells) for layer in layers[n_encoder:]]
         weights, biases = [head.weight.detach() for head in heads], [head.bias.detach() for head in heads]
         self._heads = Heads(weights, biases, vae.decoder.precision)
-        self._logits = [torch.empty(n_cells, vae.n_genes) for _ in heads]
+        self._logits = [torch.empty(n_cells, vae.n_genes, dtype=torch.float32) for _ in heads]
 
     def epoch(self, minibatches: Sequence[np.ndarray], kl_weight: float) -> Tensor:
         """Take the steps of an epoch.
@@ -178,7 +178,9 @@ class KernelStep:
         """The random numbers are those of torch's own modules, in their order."""
         kept = [layer.draw(n) for layer in self._encoder]
         shape = (n, self._vae.config.n_latent)
-        return _Drawn(kept, torch.normal(torch.zeros(shape), torch.ones(shape)))
+        return _Drawn(
+            kept, torch.normal(torch.zeros(shape, dtype=torch.float32), torch.ones(shape, dtype=torch.float32))
+        )
 
     # -- there -----------------------------------------------------------------------------------------------------
 
@@ -204,7 +206,7 @@ class KernelStep:
             not config.use_size_factor,
             cells.library_n1.log(),
             None if log_theta is None else log_theta.detach(),
-            torch.full((n,), 1.0 / n),
+            torch.full((n,), 1.0 / n, dtype=torch.float32),
             gradients=True,
         )
         logits = [one[:n] for one in self._logits]

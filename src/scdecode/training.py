@@ -223,9 +223,10 @@ def fit(
                 )
             write_checkpoint(checkpoint, _state(network, optimizer, run, identity))  # a full disk is best known now
         step = None
-        if isinstance(optimizer, KernelAdam) and can_step(network):
-            step = KernelStep(_vae(network), optimizer, cells, min(config.batch_size + 1, len(split.train)))
         while len(run.rows) < n_epochs and not run.stops_early(config):
+            if isinstance(optimizer, KernelAdam) and can_step(network) and (step is None or optimizer.moved):
+                allow_kernels(network, True)
+                step = KernelStep(_vae(network), optimizer, cells, min(config.batch_size + 1, len(split.train)))
             with own_threads() if kernels else nullcontext():
                 row = _epoch(network, optimizer, cells, split, config, len(run.rows), device, way, step)
             run.record(row, config)
@@ -255,11 +256,15 @@ def fit(
 
 def _lower_precision(vae: VAE) -> None:
     """Let the CPU compute the products with the decoder's heads in bf16."""
-    if not (isinstance(vae.decoder, Decoder) and vae.takes_sparse and usable()):
-        raise ConfigError(
-            "precision: 'bf16' came, but on the CPU it is for a nonlinear decoder, counts, and an encoder without "
-            "covariates, where Numba works; pass precision='fp32'"
-        )
+    lacks = {
+        "the decoder is linear": not isinstance(vae.decoder, Decoder),
+        "gene_likelihood='normal' is not one of counts": not vae.config.has_counts,
+        "encode_covariates=True": vae.config.encode_covariates,
+        "Numba does not work": not usable(),
+    }
+    for reason, holds in lacks.items():
+        if holds:
+            raise ConfigError(f"precision: 'bf16' came, but not on the CPU where {reason}; pass precision='fp32'")
     vae.decoder.precision = precision_of("bf16")
 
 

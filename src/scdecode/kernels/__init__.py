@@ -6,10 +6,18 @@ Importing these modules imports no Numba: the loops' own files are imported at t
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 
 from scdecode.errors import ConfigError, TrainingWarning, warn
+
+# besides Numba's own errors, those of files that it keeps and that are damaged
+_CANNOT_COMPILE = (
+    OSError, RuntimeError, SystemError, TypeError, ValueError, LookupError, AttributeError, ImportError, AssertionError,
+    EOFError, UnpicklingError,
+)  # fmt: skip
 
 
 @cache
@@ -19,8 +27,9 @@ def usable() -> bool:
     if error is not None:
         warn(
             f"scdecode: Numba cannot compile the fast loops here ({type(error).__name__}: {error}), so training, "
-            "decoding and encoding run in plain torch, several times slower; a working installation of numba was "
-            "expected",
+            "decoding and encoding run in plain torch, several times slower; `pip install numba` "
+            f"is the remedy where it is missing, and to delete {Path(__file__).parent / '__pycache__'} where its files "
+            "are damaged",
             TrainingWarning,
         )
     return error is None
@@ -36,7 +45,7 @@ def _failure() -> Exception | None:
         return error
     try:
         compile_all()
-    except (NumbaError, OSError, RuntimeError, SystemError, TypeError, ValueError, LookupError) as error:
+    except (NumbaError, *_CANNOT_COMPILE) as error:
         return error
     return None
 
@@ -51,7 +60,8 @@ def precision_of(name: str) -> torch.dtype:
     """
     if name == "fp32":
         return torch.float32
-    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+    tests = (getattr(torch.cpu, test, None) for test in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    if not any(test is not None and test() for test in tests):  # an older torch cannot tell
         raise ConfigError(
             "precision: 'bf16' came, but this processor has neither AVX512-BF16 nor AMX; pass precision='fp32', "
             "which is faster here"

@@ -45,13 +45,16 @@ class KernelAdam(torch.optim.Adam):
             weights = [weight for weight in group["params"] if weight.grad is not None]
         n_placed, weights = len(weights), [*weights, *large]
         starts = np.cumsum([0, *(-(-weight.numel() // _ALIGNED) * _ALIGNED for weight in weights)]).tolist()
-        flat, gradient = [torch.zeros(starts[-1]) for _ in range(3)], torch.zeros(starts[n_placed])
+        flat, gradient = (
+            [torch.zeros(starts[-1], dtype=torch.float32) for _ in range(3)],
+            torch.zeros(starts[n_placed], dtype=torch.float32),
+        )
         self._arrays, self._gradient = [one.numpy() for one in flat], gradient.numpy()
         self._stretches, self._places = {}, {}
         steps = {float(self.state[weight]["step"]) for weight in weights if self.state[weight]}
         assert len(steps) <= 1, "all weights took the same steps"
         self._n_steps = int(steps.pop()) if steps else 0
-        self._step = torch.full((len(weights),), float(self._n_steps))
+        self._step = torch.full((len(weights),), float(self._n_steps), dtype=torch.float32)
         for i, (weight, start) in enumerate(zip(weights, starts, strict=False)):
             state, stop = self.state[weight], start + weight.numel()
             views = [_view(one[start:stop], weight) for one in flat]
@@ -72,6 +75,14 @@ class KernelAdam(torch.optim.Adam):
         self._load(state_dict)
         self._stretches = None
 
+    @property
+    def moved(self) -> bool:
+        """Whether somebody has given a weight another memory, as a trip to another device does."""
+        if self._stretches is None:
+            return False
+        memory = self._arrays[0].ctypes.data
+        return any(weight.data_ptr() != memory + 4 * start for weight, (start, _) in self._stretches.items())
+
     def stretch(self, weight: Tensor) -> tuple[int, int]:
         """Where the numbers of a weight lie."""
         assert self._stretches is not None
@@ -85,6 +96,8 @@ class KernelAdam(torch.optim.Adam):
         assert closure is None, "a step here evaluates nothing"
         if self._stretches is None:
             self.lay()
+        elif self.moved:
+            self.lay(list(self._places))
         for weight, place in self._places.items():
             assert weight.grad is not None, "a weight that had a gradient has one in each step"
             if weight.grad is not place:

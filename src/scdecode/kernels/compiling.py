@@ -12,7 +12,7 @@ from scdecode.progress import notice
 
 def compile_all() -> None:
     """Compile the loops for the types that training gives them, and say so where it takes long."""
-    with notice("scdecode: compiling the fast loops for this machine; they are kept on disk"):
+    with notice("scdecode: compiling the fast loops for this machine, once: some 15 seconds; they are kept on disk"):
         for index in (np.int32, np.int64):  # of the counts; scipy takes the wider one for very many
             _run(index)
         _run_small()

@@ -39,7 +39,10 @@ class HeadsGradient:
     def of_all(self) -> list[Tensor]:
         """The gradient of each head's weight and bias."""
         n_genes, width = self.d_logits[0].shape[1], self._hidden.shape[1]
-        made = [(torch.empty(n_genes, width), torch.empty(n_genes)) for _ in self.d_logits]
+        made = [
+            (torch.empty(n_genes, width, dtype=torch.float32), torch.empty(n_genes, dtype=torch.float32))
+            for _ in self.d_logits
+        ]
 
         def part(first: int, last: int) -> None:
             for i, (d_weight, d_bias) in enumerate(made):
@@ -66,7 +69,7 @@ class Heads:
         from scdecode.kernels.likelihood_loops import ROWS
 
         n, n_genes, low = len(hidden), len(self.weights[0]), self.precision != torch.float32
-        d_hidden, weights, factor = torch.empty(hidden.shape), self.weights, hidden
+        d_hidden, weights, factor = torch.empty(hidden.shape, dtype=torch.float32), self.weights, hidden
         factors = logits
         if low:
             factor, weights = hidden.to(self.precision), [torch.empty_like(w, dtype=self.precision) for w in weights]
@@ -138,12 +141,12 @@ class HeadsLikelihood(torch.autograd.Function):
 
         def compute(cell_weight: Tensor, *, gradients: bool) -> tuple[Tensor, tuple[Any, ...]]:
             asked = Likelihood(rows, kind, softmax, log_library, log_theta, cell_weight, gradients)
-            logits = [torch.empty(n, rows.n_genes) for _ in given]
+            logits = [torch.empty(n, rows.n_genes, dtype=torch.float32) for _ in given]
             back = heads.compute(hidden.detach(), asked, logits)
             return asked.loss, (back, asked.d_library[:, None], asked.d_log_theta())
 
         ctx.compute = compute
-        ctx.cell_weight = torch.full((n,), 1.0 / n)
+        ctx.cell_weight = torch.full((n,), 1.0 / n, dtype=torch.float32)
         loss, ctx.kept = compute(ctx.cell_weight, gradients=gradients)
         return loss
 

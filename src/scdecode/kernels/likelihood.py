@@ -53,7 +53,7 @@ class Likelihood:
 
     def __post_init__(self) -> None:
         n, g = len(self.rows), self.rows.n_genes
-        self.loss, self.d_library = torch.empty(n), torch.empty(n)
+        self.loss, self.d_library = torch.empty(n, dtype=torch.float32), torch.empty(n, dtype=torch.float32)
         """Results, ``(n,)`` each."""
         self._by_cell = self.log_theta is not None and self.log_theta.ndim == 2
         self._thetas, self._d_theta = _EMPTY_THETAS, _EMPTY  # log theta within its bounds, and theta
@@ -92,7 +92,7 @@ class Likelihood:
 
         if self.log_theta is None or not self.gradients:
             return None
-        out = torch.empty(self.log_theta.shape)
+        out = torch.empty(self.log_theta.shape, dtype=torch.float32)
         n_sums = 1 if self._by_cell else len(self._d_theta)
         finish_theta(self._d_theta.reshape(n_sums, -1), _array(self.log_theta).reshape(-1), out.view(-1).numpy())
         return out
@@ -139,12 +139,12 @@ class FusedLikelihood(torch.autograd.Function):
         def compute(weight: Tensor, *, gradients: bool) -> tuple[Tensor, tuple[Tensor | None, ...]]:
             likelihood = Likelihood(rows, kind, softmax, log_library, log_theta, weight, gradients)
             given = [logits] if zi_logits is None else [logits, zi_logits]
-            made = [torch.empty(logits.shape) for _ in given] if gradients else []
+            made = [torch.empty(logits.shape, dtype=torch.float32) for _ in given] if gradients else []
             side_by_side(lambda first, last: likelihood.blocks(first, last, given, made), n_blocks(n))
             d_logits, d_zi = (*made, None, None)[:2]
             return likelihood.loss, (d_logits, likelihood.d_library[:, None], likelihood.d_log_theta(), d_zi)
 
-        ctx.weight, ctx.compute = torch.full((n,), 1.0 / n), compute
+        ctx.weight, ctx.compute = torch.full((n,), 1.0 / n, dtype=torch.float32), compute
         loss, ctx.gradients = compute(ctx.weight, gradients=gradients)
         return loss
 

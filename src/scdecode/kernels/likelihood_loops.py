@@ -117,10 +117,10 @@ def finish_theta(parts, log_theta, out):  # type: ignore[no-untyped-def]
 
 
 @_exact
-def _difference(log_scale, log_theta, constant, s):  # type: ignore[no-untyped-def]
+def _difference(log_scale, log_theta, shift, constant, s):  # type: ignore[no-untyped-def]
     """Log mu - log theta."""
     for j in range(len(log_scale)):
-        s[_D + j] = (log_scale[j] + constant) - log_theta[j]
+        s[_D + j] = ((log_scale[j] - shift) + constant) - log_theta[j]
 
 
 @_exact
@@ -290,11 +290,11 @@ def likelihood_blocks(  # type: ignore[no-untyped-def]
             if not (_SMALLEST_SUM < total < _LARGEST_SUM):
                 shift = _largest(row)
                 total = _exponentials(row, shift, scale)
-            constant = _F(log_l - float(shift) - math.log(total))
+            constant = _F(log_l - math.log(total))
             factor = _F(math.exp(log_l) / total)
         else:
             _softplus(row, scale, log_scale, slope)
-            total, constant, factor = 1.0, _F(log_l), _F(math.exp(log_l))
+            total, shift, constant, factor = 1.0, _ZERO, _F(log_l), _F(math.exp(log_l))
         value, gradient, start = 0.0, 0.0, indptr[i]
         theta_row = i if by_cell else 0
         for lo in range(0, g, _T):
@@ -311,10 +311,10 @@ def likelihood_blocks(  # type: ignore[no-untyped-def]
                 _copy(scale[lo:hi], s[_V : _V + m], factor)
                 for e in range(len(places)):
                     k, x = places[e] - lo, float(xs[e])
-                    s[_V + k] += log_factorial(x) - x * (float(log_mu[k]) + float(constant))
+                    s[_V + k] += log_factorial(x) - x * (float(log_mu[k] - shift) + float(constant))
                     s[_G + k] -= x
             else:
-                _difference(log_mu, log_theta[theta_row, lo:hi], constant, s)
+                _difference(log_mu, log_theta[theta_row, lo:hi], shift, constant, s)
                 _nb_zeros(scale[lo:hi], theta[theta_row, lo:hi], factor, s)
                 if kind == ZINB:
                     _copy(zi_logits[i, lo:hi], s[_ZI : _ZI + m], _ONE)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_NONE = torch.empty(0, 0)
+_NONE = torch.empty(0, 0, dtype=torch.float32)
 
 
 class NormalRelu(torch.autograd.Function):
@@ -21,7 +21,7 @@ class NormalRelu(torch.autograd.Function):
         from scdecode.kernels.small_loops import normal_relu
 
         x = x.contiguous()
-        out, statistics = torch.empty_like(x), torch.empty(2, x.shape[1])
+        out, statistics = torch.empty_like(x), torch.empty(2, x.shape[1], dtype=torch.float32)
         mean, inverse_deviation = statistics.numpy()
         ctx.kept = (x, weight, kept, statistics, out)
         assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
@@ -51,7 +51,7 @@ def normal_relu_dropout(x: Tensor, norm: nn.BatchNorm1d, dropout: nn.Dropout | N
     """Batch normalisation, ReLU and dropout of ``(n, h)`` in training; the draws are those of torch's dropout."""
     kept = _NONE
     if dropout is not None:
-        kept = torch.empty(x.shape).bernoulli_(1 - dropout.p).div_(1 - dropout.p)
+        kept = torch.empty(x.shape, dtype=torch.float32).bernoulli_(1 - dropout.p).div_(1 - dropout.p)
     out: Tensor = NormalRelu.apply(x, norm.weight, norm.bias, kept, norm)  # type: ignore[no-untyped-call]
     return out
 
@@ -64,7 +64,7 @@ class Draw(torch.autograd.Function):
         """The draw, ``(n, k)``, and the KL, ``(n,)``."""
         from scdecode.kernels.small_loops import draw
 
-        variance, z, kl = torch.empty_like(mean), torch.empty_like(mean), torch.empty(len(mean))
+        variance, z, kl = torch.empty_like(mean), torch.empty_like(mean), torch.empty(len(mean), dtype=torch.float32)
         ctx.kept, ctx.floor = (mean, variance, noise), np.float32(floor)
         draw(_array(mean), _array(log_variance), noise.numpy(), ctx.floor, variance.numpy(), z.numpy(), kl.numpy())
         return z, kl
@@ -75,7 +75,10 @@ class Draw(torch.autograd.Function):
         from scdecode.kernels.small_loops import draw_gradient
 
         mean, variance, noise = (_array(x) for x in ctx.kept)
-        d_mean, d_log_variance = torch.empty(mean.shape), torch.empty(mean.shape)
+        d_mean, d_log_variance = (
+            torch.empty(mean.shape, dtype=torch.float32),
+            torch.empty(mean.shape, dtype=torch.float32),
+        )
         draw_gradient(
             mean, variance, noise, ctx.floor, _array(d_z), _array(d_kl), d_mean.numpy(), d_log_variance.numpy()
         )
@@ -87,7 +90,7 @@ def draw_posterior(mean: Tensor, log_variance: Tensor, floor: float) -> tuple[Te
 
     The random numbers are those of torch's ``Normal.rsample``.
     """
-    noise = torch.normal(torch.zeros(mean.shape), torch.ones(mean.shape))
+    noise = torch.normal(torch.zeros(mean.shape, dtype=torch.float32), torch.ones(mean.shape, dtype=torch.float32))
     z, kl = Draw.apply(mean, log_variance, noise, floor)  # type: ignore[no-untyped-call]
     return z, kl
 
@@ -115,7 +118,7 @@ class ConditionedLinear(torch.autograd.Function):
 
         x, codes, weight = ctx.kept
         n_in = x.shape[1]
-        d_weight = torch.zeros(weight.shape[::-1])  # by input: a row is a column of the weight
+        d_weight = torch.zeros(weight.shape[::-1], dtype=torch.float32)  # by input: a row is a column of the weight
         torch.mm(x.t(), d_out, out=d_weight[:n_in])
         for column, first in ctx.firsts:
             add_columns_gradient(_array(d_out), codes.numpy()[:, column], first, d_weight.numpy())

@@ -38,14 +38,14 @@ class SparseLinear(torch.autograd.Function):
 def sparse_linear(rows: SparseRows, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``log1p(X) W' + b``, ``(n, h)``, with a gradient where torch records one."""
     if bias is None:
-        bias = torch.zeros(len(weight))
+        bias = torch.zeros(len(weight), dtype=torch.float32)
     out: Tensor = SparseLinear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
     return out
 
 
 def sparse_product(rows: SparseRows, weight: Tensor, bias: Tensor) -> Tensor:
     """``log1p(X) W' + b``, ``(n, h)``."""
-    out = torch.empty(len(rows), len(weight))
+    out = torch.empty(len(rows), len(weight), dtype=torch.float32)
     product(rows, weight.detach().t().contiguous().numpy(), bias.detach().numpy(), out.numpy())
     return out
 
@@ -62,7 +62,7 @@ def product(rows: SparseRows, weight_gh: np.ndarray, bias: np.ndarray, out: np.n
 
 def sparse_gradient(rows: SparseRows, d_out: Tensor) -> Tensor:
     """``d_out' log1p(X)``, ``(h, g)``, laid by gene."""
-    d_weight_gh = torch.empty(rows.n_genes, d_out.shape[1])
+    d_weight_gh = torch.empty(rows.n_genes, d_out.shape[1], dtype=torch.float32)
     d_out_nh = d_out.detach().contiguous().numpy()
 
     def part(first: int, last: int) -> None:

@@ -103,16 +103,24 @@ def side_by_side(part: _Part, n: int, *, least: int = 1, piece: int | None = Non
         return
     stops = [n * i // n_parts for i in range(n_parts + 1)] if piece is None else [*range(0, n, piece), n]
     left = iter(list(itertools.pairwise(stops)))  # of a list, which threads may share
+    others: list[Pending] = []
+    stopped = False
 
     def work() -> None:
         for first, last in left:
+            if stopped:
+                return
             part(first, last)
             if piece is None:
                 return
 
-    others = [in_background(work) for _ in range(n_parts - 1)]
     try:
+        for _ in range(n_parts - 1):
+            others.append(in_background(work))
         work()
+    except BaseException:
+        stopped = True
+        raise
     finally:  # whatever happens, no thread may still write into the caller's arrays
         wait_for(others)
     for other in others:
