@@ -211,7 +211,8 @@ def main() -> None:
                 print(f"{name} {likelihood} seed {seed}: {time.perf_counter() - start:.0f} s, {pairs[-1]}", flush=True)
             table += lines_of(name, likelihood, max_epochs, pairs)
     section = Section("Held-out likelihood and cell types", [], METHOD, table)
-    record("heldout", section, " ".join(["benchmarks/heldout.py", *sys.argv[1:]]), folder=given.out)
+    key = " ".join(["heldout", *given.cells.split(",")])
+    record(key, section, " ".join(["benchmarks/heldout.py", *sys.argv[1:]]), folder=given.out)
 
 
 if __name__ == "__main__":
