@@ -3,6 +3,8 @@
 ``adata`` is made anew for each test, which may change it. The models are trained once a session: tests read them only.
 """
 
+import signal
+
 import pytest
 import torch
 from small_models import EVERYTHING, make_adata, make_model
@@ -26,3 +28,11 @@ def model():
 def full_model():
     """Zero-inflated, with a batch, labels, two categorical and two continuous covariates. Read only."""
     return make_model(make_adata(), setup=EVERYTHING, gene_likelihood="zinb")
+
+
+@pytest.fixture
+def interrupts():
+    """Ctrl-C as Python has it: a process that was started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)

@@ -296,6 +296,7 @@ def test_what_breaks_off_leaves_all_as_it_was(monkeypatch, place, error, n):
     assert not any(weight.requires_grad or weight.grad is not None for weight in model.vae.parameters())
 
 
+@pytest.mark.usefixtures("interrupts")
 @interrupted
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to threads here")
 def test_an_interrupt_while_another_thread_computes(monkeypatch):

@@ -110,6 +110,7 @@ def test_an_error_is_raised_once_all_have_stopped(where, error, piece):
 needs_signals = pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to threads here")
 
 
+@pytest.mark.usefixtures("interrupts")
 @needs_signals
 def test_an_interrupt_while_waiting_for_another_thread():
     """No thread may write into the caller's arrays once the caller has been left."""
