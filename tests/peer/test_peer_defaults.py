@@ -66,7 +66,7 @@ def test_options_of_training():
     # what differs, and why
     assert theirs["train_size"] is None, "practically 0.9, see test_the_default_split"
     assert theirs["check_val_every_n_epoch"] is None, "it validates only for early stopping; we always do"
-    different = {"train_size": 0.9, "check_val_every_n_epoch": 1, "seed": 0}
+    different = {"train_size": 0.9, "check_val_every_n_epoch": 1, "seed": 0, "precision": "fp32"}
     assert {name: ours[name] for name in different} == different
     assert {name: ours[name] for name in ours if name not in different} == {
         name: theirs[name] for name in ours if name not in different
