@@ -179,6 +179,7 @@ def draw_growth(results: Results) -> Figure:
         low, high = ax.get_ylim()
         ax.set_ylim(min(low, high / 30), 1.6 * high)  # a flat line should look flat
         for ticks in (ax.xaxis, ax.yaxis):
+            ticks.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0,) if ticks is ax.xaxis else (1.0, 2.0, 5.0)))
             ticks.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
             ticks.set_minor_formatter(matplotlib.ticker.NullFormatter())
         ax.grid(which="major", color="#dddddd", linewidth=0.6)

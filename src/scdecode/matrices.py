@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import h5py
@@ -14,6 +14,7 @@ from anndata.abc import CSCDataset, CSRDataset
 from scdecode.errors import CountsError, listing
 
 _BLOCK = 64 * 2**20  # entries of a dense block that is read at once: 256 MB as float32
+_PIECE = 2**18  # values that are checked at once
 
 
 def to_csr(matrix: Any, place: str) -> sp.csr_matrix:
@@ -71,22 +72,27 @@ def check_counts(counts: sp.csr_matrix, place: str, *, whole: bool) -> None:
         Whether fractions are an error too: they are for every likelihood of counts.
     """
     data = counts.data
-    if not np.isfinite(data).all():
+    if _any(data, lambda some: ~np.isfinite(some)):
         raise CountsError(
             f"{place}: {_where(counts, ~np.isfinite(data), 'NaN or infinite')}; counts were expected; "
             "remove those cells or genes, or choose another layer"
         )
-    if (data < 0).any():
+    if _any(data, lambda some: some < 0):
         raise CountsError(
             f"{place}: {_where(counts, data < 0, 'negative')}, as after scaling or regressing out; raw counts were "
             "expected; say where they are with setup_anndata(adata, layer=...)"
         )
-    if whole and (data != np.rint(data)).any():
+    if whole and _any(data, lambda some: some != np.rint(some)):
         raise CountsError(
             f"{place}: {_where(counts, data != np.rint(data), 'not whole numbers')}, as after normalising or log1p; "
             "raw counts were expected; say where they are with setup_anndata(adata, layer=...), or round estimated "
             "counts with numpy.rint, or use gene_likelihood='normal'"
         )
+
+
+def _any(data: np.ndarray, bad: Callable[[np.ndarray], np.ndarray]) -> bool:
+    """Whether a value is bad; some at a time, as a copy of all the counts would be most of what training takes."""
+    return any(bad(data[start : start + _PIECE]).any() for start in range(0, len(data), _PIECE))
 
 
 def _where(counts: sp.csr_matrix, bad: np.ndarray, what: str) -> str:

@@ -243,7 +243,8 @@ def fit(
     finally:
         network.load_state_dict(whole, strict=False)
         network.to("cpu").eval().requires_grad_(False)  # only training changes the weights
-        allow_kernels(network, False)
+        if kernels:
+            allow_kernels(network, False)
         _vae(network).decoder.precision = torch.float32
         network.zero_grad(set_to_none=True)
         history = History(
