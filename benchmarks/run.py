@@ -33,6 +33,7 @@ ROOMS = {
     "load": "loading",
     "roofline": "roofline",
     "growth": "growth",
+    "paths": "trajectories",
 }
 """The name of each section and the file that measures it. heldout.py and labels.py have commands of their own."""
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from small_models import EVERYTHING, make_adata, make_model
 
 import scdecode as sd
-from scdecode import decode_plan, decoding
+from scdecode import decode_plan
 from scdecode.decode_plan import Affine, Given, Plan
+from scdecode.decoding import tiles
 from scdecode.kernels.threads import own_threads
 
 SAID = {
@@ -156,7 +157,7 @@ def test_tiles_and_threads_do_not_matter(model, chunk_size, n_threads, rows):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(decode_plan, "LARGE", 1)
         patched.setattr(decode_plan, "_TILE_ROWS", (rows, rows))
-        patched.setattr(decoding, "_STRETCH", 1)
+        patched.setattr(tiles, "_STRETCH", 1)
         torch.set_num_threads(n_threads)
         try:
             agree(model.decode(z, batch="batch_1", chunk_size=chunk_size).X, expected)

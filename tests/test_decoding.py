@@ -13,8 +13,10 @@ from small_models import make_adata, make_model
 from torch.distributions import Independent, Normal
 
 import scdecode as sd
-from scdecode.decoding import DEFAULT_DRAWS, even_normals, make_request
+from scdecode.decoding import DEFAULT_DRAWS, draw_tiles, make_request, summary
+from scdecode.draws import even_normals
 from scdecode.errors import ConfigError, InputError, PointsError
+from scdecode.expression import prepare
 from scdecode.points import draw, read_points
 
 FIXED = {"batch": "batch_1"}
@@ -491,6 +493,38 @@ def test_summaries_of_draws_do_not_depend_on_the_tiles(model, z):
     cut = model.decode(z, spread=0.4, n_samples=20, chunk_size=5, **FIXED)
     for name in (None, *whole.layers):
         np.testing.assert_allclose(cut.to_df(layer=name), whole.to_df(layer=name), rtol=1e-5, atol=1e-5)
+
+
+def all_draws(model, points, **said):
+    """The draws themselves, ``(draws, n, genes)``, of all tiles."""
+    asked = prepare(model, points, **said)
+    tiles = list(draw_tiles(model.vae, asked.points, asked.conditions, asked.request, torch.device("cpu")))
+    assert [rows.start for rows, _ in tiles] == list(range(0, len(points), asked.request.chunk_size))
+    return np.concatenate([draws for _, draws in tiles], axis=1)
+
+
+@pytest.mark.parametrize("said", [FIXED, {}, {"quantity": "mean"}, {"genes": ["gene_07", "gene_01"]}], ids=str)
+def test_draws_do_not_depend_on_the_tiles(full_model, z_full, said):
+    said = {"continuous": {"age": 40.0, "pct": 0.05}, "spread": 0.4, "n_samples": 20, "seed": 5, **said}
+    whole = all_draws(full_model, z_full, chunk_size=6, **said)
+    assert whole.shape == (20, 6, len(said.get("genes", full_model.schema.genes)))
+    for chunk_size in (1, 4, 100):
+        np.testing.assert_allclose(all_draws(full_model, z_full, chunk_size=chunk_size, **said), whole, rtol=1e-5)
+
+
+def test_a_result_is_the_summary_of_its_draws(model, z):
+    said = {"spread": 0.4, "n_samples": 50, **FIXED}
+    draws, expression = all_draws(model, z, **said), model.decode(z, **said)
+    np.testing.assert_allclose(expression.X, draws.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(expression.layers["std"], draws.std(axis=0), rtol=1e-4)
+    for layer, q in (("q05", 0.05), ("q95", 0.95)):
+        np.testing.assert_allclose(expression.layers[layer], np.quantile(draws, q, axis=0), rtol=1e-5)
+    tile = summary(draws, slice(3, 15))
+    assert (tile.start, tile.stop) == (3, 15)
+    np.testing.assert_array_equal(tile.values, expression.X)
+    assert (tile.layers.keys()) == {"std", "q05", "q95"}
+    bare = all_draws(model, z, **FIXED)  # without a spread there is one, the point itself
+    np.testing.assert_array_equal(bare, model.decode(z, **FIXED).X[None])
 
 
 def test_draws_are_standard_normal_and_more_even_than_chance():

@@ -2,9 +2,11 @@
 
 from importlib.metadata import version as _version
 
-from scdecode import datasets, errors, likelihoods, plot
+from scdecode import datasets, dynamics, errors, geometry, likelihoods, lineages, plot
 from scdecode.config import ModelConfig, TrainConfig
 from scdecode.converting import convert
+from scdecode.counterfactual import Counterfactual, counterfactual
+from scdecode.ensemble import Ensemble
 from scdecode.errors import ScdecodeError, ScdecodeWarning
 from scdecode.linear_scvi import LinearSCVI
 from scdecode.model import SCVI
@@ -18,6 +20,8 @@ __version__ = _version("scdecode")
 __all__ = [
     "SCANVI",
     "SCVI",
+    "Counterfactual",
+    "Ensemble",
     "LinearSCVI",
     "ModelConfig",
     "ScdecodeError",
@@ -25,10 +29,14 @@ __all__ = [
     "TrainConfig",
     "Trajectory",
     "convert",
+    "counterfactual",
     "datasets",
     "decode_arguments",
+    "dynamics",
     "errors",
+    "geometry",
     "likelihoods",
+    "lineages",
     "load",
     "plot",
 ]

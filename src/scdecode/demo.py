@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from scdecode import plot
 from scdecode.datasets import pbmc68k_reduced
+from scdecode.dynamics import cascade, gene_dynamics
 from scdecode.files import check_replaceable, replacing
 from scdecode.model import SCVI
 from scdecode.results import write_h5ad
-from scdecode.tables import write_table
+from scdecode.tables import write_frame, write_table
 from scdecode.trajectory import Trajectory
 
 START, END = "CD34+", "CD14+ Monocyte"
@@ -21,7 +20,8 @@ GENES = ("CD34", "SOX4", "STMN1", "LYZ", "S100A9", "TYROBP")
 """Of progenitors, then of monocytes; those that are not among the cells' genes are left out."""
 
 
-WRITTEN = ("model", "expression.h5ad", "expression.csv", "trends.png", "heatmap.png", "latent.png", "training.png")
+PICTURES = ("trends.png", "heatmap.png", "change.png", "latent.png", "training.png")
+WRITTEN = ("model", "expression.h5ad", "expression.csv", "genes.csv", *PICTURES)
 """What is in the folder afterwards."""
 
 
@@ -78,19 +78,21 @@ def run_demo(
     expression = model.decode(path, library_size=1e4, seed=seed)
     say(f"decoded {expression.n_obs} points of a path from {START} to {END}, each averaged over the cells around it")
 
-    change = np.log2(expression.X[-1] + 0.1) - np.log2(expression.X[0] + 0.1)  # 0.1: under that is noise at 1e4 counts
-    order = np.argsort(change)
-    ranked = [(str(expression.var_names[i]), float(change[i])) for i in order]
+    table = gene_dynamics(model, path, library_size=1e4, seed=seed)
+    change = table.set_index("gene")["log2_fold_change"].sort_values()
+    ranked = [(str(gene), float(value)) for gene, value in change.items()]
     genes = [gene for gene in GENES if gene in expression.var_names]
     with replacing(out) as folder:
         folder.mkdir()
         model.save(folder / "model")
         write_h5ad(expression, folder / "expression.h5ad")
         write_table(folder / "expression.csv", expression)
+        write_frame(folder / "genes.csv", table)
         latents = model.get_latent_representation()
         pictures = {
             "trends.png": plot.trends(expression, genes),
-            "heatmap.png": plot.heatmap(expression),
+            "heatmap.png": plot.heatmap(expression, cascade(table, n_top=40)),
+            "change.png": plot.change(table),
             "latent.png": plot.latent(model, points=path, cells=latents, colour=cell_type),
             "training.png": plot.history(model),
         }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,14 +17,14 @@ from anndata import AnnData
 from torch import Tensor
 from torch.distributions import Distribution
 
-from scdecode.conditions import resolve
+from scdecode.conditions import Conditions, resolve
 from scdecode.config import ModelConfig
-from scdecode.decoding import OURS, decode_tiles, gene_positions, make_request
+from scdecode.decoding import OURS, Request, decode_tiles, gene_positions, make_request
 from scdecode.decoding import distribution as likelihood_of
 from scdecode.devices import choose_device
 from scdecode.errors import InputError, PointsError, SupportWarning, suggestion, warn
-from scdecode.points import read_points
-from scdecode.provenance import make_frame
+from scdecode.points import Points, conditions_of, read_points
+from scdecode.provenance import Frame, make_frame
 from scdecode.results import OnTile, collect, stream
 from scdecode.schema import Schema
 from scdecode.support import FAR, Support
@@ -66,6 +67,7 @@ def decode(
     max_conditions: int = 100,
     use_rep: str | None = None,
     device: str | None = None,
+    count_noise: bool | None = None,
     on_tile: OnTile | None = None,
     **others: Any,
 ) -> AnnData:
@@ -75,7 +77,8 @@ def decode(
     ----------
     points
         ``(..., k)``: numpy, torch, dask, a list, a DataFrame, an AnnData with ``use_rep``, a torch ``Normal`` or
-        ``MultivariateNormal``, or a :class:`scdecode.Trajectory`. They need be no cell's.
+        ``MultivariateNormal``, or a :class:`scdecode.Trajectory`, whose own conditions hold where none are given here.
+        They need be no cell's.
     quantity
         ``"scale"``: rho, the fraction of the RNA, which sums to one over all genes of the model. ``"rate"``:
         l rho, counts expected before zero inflation. ``"mean"``: (1 - pi) l rho, counts expected to be observed.
@@ -97,7 +100,7 @@ def decode(
     spread
         How far the latent points scatter: a standard deviation, ``(..., k)`` of them, or ``(..., k, k)``
         covariances; by default that of a distribution or a trajectory, False for none. The result is then the mean
-        over draws, with layers ``std``, ``q05`` and ``q95``.
+        over draws, with layers ``std``, ``q05`` and ``q95``: how far the means of cells scatter.
     n_samples
         Draws for the spread (by default 128), or of ``"counts"`` for each point (by default 1; the draws of a point
         are rows side by side, numbered in ``obs``).
@@ -114,6 +117,9 @@ def decode(
         The entry of ``obsm`` with the points, for an AnnData; by default ``"X_scVI"``.
     device
         Where to compute; by default the CPU.
+    count_noise
+        Whether to add the layer ``std_counts``: how far the counts of one cell scatter around the mean, by the model's
+        likelihood; of ``"rate"`` without, of ``"mean"`` with zero inflation. By default for a trajectory alone.
     on_tile
         Called with the number of points of each tile that is done.
     **others
@@ -138,8 +144,69 @@ def decode(
         Where ``out`` cannot be written; nothing is left that looks finished.
     """
     _check_words("decode", others)
+    asked = prepare(
+        model,
+        points,
+        quantity=quantity,
+        library_size=library_size,
+        batch=batch,
+        labels=labels,
+        categorical=categorical,
+        continuous=continuous,
+        genes=genes,
+        spread=spread,
+        n_samples=n_samples,
+        seed=seed,
+        chunk_size=chunk_size,
+        max_conditions=max_conditions,
+        use_rep=use_rep,
+        count_noise=count_noise,
+    )
+    frame = asked.frame
+    into = np.empty(frame.shape, dtype=np.float32) if out is None and not frame.counts else None
+    there = choose_device(device or "cpu")
+    tiles = decode_tiles(model.vae, asked.points, asked.conditions, asked.request, there, into)
+    return collect(tiles, frame, on_tile, into) if out is None else stream(tiles, frame, out, on_tile)
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What decode was asked for, read and checked."""
+
+    points: Points
+    conditions: Conditions
+    request: Request
+    frame: Frame
+
+
+def prepare(
+    model: Decodable,
+    points: Any,
+    *,
+    quantity: str = "rate",
+    library_size: Any = None,
+    batch: Any = None,
+    labels: Any = None,
+    categorical: Mapping[str, Any] | None = None,
+    continuous: Mapping[str, Any] | None = None,
+    genes: Sequence[str] | None = None,
+    spread: Any = None,
+    n_samples: int | None = None,
+    seed: int | None = None,
+    chunk_size: int | None = None,
+    max_conditions: int = 100,
+    use_rep: str | None = None,
+    count_noise: bool | None = None,
+) -> Asked:
+    """Read the arguments of :func:`decode`, and measure the support of the points; a path's own conditions hold."""
     model.check_trained()
-    support = model.support_index()
+    own = conditions_of(points)
+    batch, labels, library_size = (
+        own.get(name) if given is None else given
+        for name, given in (("batch", batch), ("labels", labels), ("library_size", library_size))
+    )
+    categorical = {**own.get("categorical", {}), **(categorical or {})}
+    continuous = {**own.get("continuous", {}), **(continuous or {})}
     read = read_points(
         points,
         model.config.n_latent,
@@ -161,16 +228,20 @@ def decode(
     )
     positions = gene_positions(model.schema, genes)
     request = make_request(
-        quantity, read, model.schema.n_genes, genes=positions, n_samples=n_samples, seed=seed, chunk_size=chunk_size
+        quantity,
+        read,
+        model.schema.n_genes,
+        genes=positions,
+        n_samples=n_samples,
+        seed=seed,
+        chunk_size=chunk_size,
+        count_noise=count_noise,
     )
-    support_n = None
+    support_n, support = None, model.support_index()
     if support is not None:
         support_n = support.percentile(read.z_nk)
         _warn_of_support(support_n)
-    frame = make_frame(model.schema, read, conditions, request, support_n)
-    into = np.empty(frame.shape, dtype=np.float32) if out is None and not frame.counts else None
-    tiles = decode_tiles(model.vae, read, conditions, request, choose_device(device or "cpu"), into)
-    return collect(tiles, frame, on_tile, into) if out is None else stream(tiles, frame, out, on_tile)
+    return Asked(read, conditions, request, make_frame(model.schema, read, conditions, request, support_n))
 
 
 def distribution(

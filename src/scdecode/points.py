@@ -36,7 +36,7 @@ class Path(Protocol):
 
     @property
     def time(self) -> Any:
-        """(n,) where along the path each point is."""
+        """(n,) where along the path each point is; for several paths, (lineages, n)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,8 @@ class Points:
     spread: np.ndarray | None  # as given: (n, k, k) covariances, (n, k) standard deviations
     factors: Tensor | None  # to multiply noise with: (n, k, k) or (n, k)
     time: np.ndarray | None  # (n,) where along a path each point is
+    time_name: str | None  # what the time is: "share of the path", "pseudotime"
+    lineage: np.ndarray | None  # (n,) names, where there are several paths
     simplex: bool  # whether points are non-negative and sum to one, and draws around them too
 
     def __len__(self) -> int:
@@ -81,7 +83,7 @@ def read_points(
     PointsError
         For a wrong width, no points, NaN or infinite values, or a spread that does not fit.
     """
-    names = time = own = None
+    names = time = own = path = None
     if use_rep is not None and not isinstance(points, AnnData):
         raise PointsError(f"use_rep: {use_rep!r} came, but the points are {type(points).__name__} and no AnnData")
     if isinstance(points, AnnData):
@@ -97,13 +99,36 @@ def read_points(
             )
         points, own = _moments(points)
     elif isinstance(points, Path):
-        own, time, points = points.spread, points.time, points.points
+        path, own, time, points = points, points.spread, points.time, points.points
     if spread is True and own is None:
         raise PointsError("spread: True came, but the points have none of their own; pass standard deviations")
     spread = own if spread is None or spread is True else None if spread is False else spread
     z_nk, shape = read_latents(points, n_latent, simplex=simplex)
     given, factors = _read_spread(spread, shape, n_latent)
-    return Points(z_nk, shape, _as_names(names, len(z_nk)), given, factors, _read_time(time, len(z_nk)), simplex)
+    return Points(
+        z_nk,
+        shape,
+        _as_names(names, len(z_nk)),
+        given,
+        factors,
+        _read_time(time, shape),
+        None if path is None else getattr(path, "time_name", None),
+        None if path is None else _read_lineages(getattr(path, "lineages", None), shape),
+        simplex,
+    )
+
+
+def conditions_of(points: Any) -> dict[str, Any]:
+    """The conditions that a path brings with it, as arguments of decode: a number or name, or one a point."""
+
+    def flat(value: Any) -> Any:
+        return value.reshape(-1) if isinstance(value, np.ndarray) else value
+
+    own = getattr(points, "conditions", None) if isinstance(points, Path) else None
+    return {
+        name: {key: flat(v) for key, v in value.items()} if name in ("categorical", "continuous") else flat(value)
+        for name, value in (own or {}).items()
+    }
 
 
 def read_latents(points: Any, n_latent: int, *, simplex: bool = False) -> tuple[Tensor, tuple[int, ...]]:
@@ -149,13 +174,22 @@ def _as_names(names: pd.Index | None, n_points: int) -> pd.Index:
     return names.astype(str)
 
 
-def _read_time(time: Any, n_points: int) -> np.ndarray | None:
+def _read_time(time: Any, shape: tuple[int, ...]) -> np.ndarray | None:
     if time is None:
         return None
     array = _to_array(time, "time")
-    if array.shape != (n_points,):
-        raise PointsError(f"time: shape {array.shape} came, one number per point, ({n_points},), was expected")
-    return array
+    if array.shape not in (shape, (int(np.prod(shape)),)):
+        raise PointsError(f"time: shape {array.shape} came, one number per point, {shape}, was expected")
+    return array.reshape(-1)
+
+
+def _read_lineages(names: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The name of the path that each point is on, where there are several paths."""
+    if names is None:
+        return None
+    if len(shape) != 2 or len(names) != shape[0]:
+        raise PointsError(f"lineages: {len(names)} names came for points of shape {shape}, one a path was expected")
+    return np.repeat(np.asarray(names, dtype=object), shape[1])
 
 
 def _representation(adata: AnnData, use_rep: str | None) -> Any:

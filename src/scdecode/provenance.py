@@ -13,7 +13,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scdecode.conditions import Conditions, slots_in_words
-from scdecode.decoding import QUANTILES, Request
+from scdecode.decoding import Request, layer_names
 from scdecode.errors import InputError
 from scdecode.points import Points
 from scdecode.schema import Schema
@@ -82,6 +82,8 @@ def make_frame(
         Percentile of each point; None where there is nothing to measure against.
     """
     columns: dict[str, Any] = {str(name): values.array for name, values in conditions.obs.items()}
+    if points.lineage is not None:
+        columns["lineage"] = pd.Categorical(points.lineage, categories=list(dict.fromkeys(points.lineage)))
     if points.time is not None:
         columns["time"] = points.time
     if support_n is None:
@@ -108,6 +110,7 @@ def make_frame(
         "n_samples": request.n_samples,
         "seed": request.seed,
         "chunk_size": request.chunk_size,
+        "count_noise": request.count_noise,
         "genes": None if request.genes is None else list(names),
         **conditions.arguments,
     }
@@ -123,13 +126,15 @@ def make_frame(
         "conditions_covered": float(conditions.covered_g.min()),
         "arguments": json.dumps(arguments),
     }
+    if points.time_name is not None:
+        uns["time_name"] = points.time_name
     return Frame(
         obs=obs,
         var=pd.DataFrame(index=_gene_index(names).view()),
         obsm=obsm,
         uns={"scdecode": uns},
         counts=is_counts,
-        layers=("std", *QUANTILES) if not is_counts and request.n_samples is not None else (),
+        layers=layer_names(request),
     )
 
 

@@ -169,7 +169,18 @@ def _weights(place: str, weights: list[Any]) -> list[float]:
 AVERAGE = "average"
 """What a table says of a condition that was averaged over."""
 
-OUR_COLUMNS = ("library_size", "time", "support", "supported", "point", "draw", "weight", "reference_cell")
+OUR_COLUMNS = (
+    "library_size",
+    "time",
+    "lineage",
+    "condition",
+    "support",
+    "supported",
+    "point",
+    "draw",
+    "weight",
+    "reference_cell",
+)
 """What the tables say beside the conditions; so are ``axis_0``, ``axis_1`` and so on."""
 
 

@@ -106,6 +106,22 @@ def write_table(path: str | Path, expression: AnnData) -> None:
         to_table(expression).to_csv(temporary, sep=_SEPARATORS[path.suffix], index_label="point")
 
 
+def write_frame(path: str | Path, table: pd.DataFrame) -> None:
+    """Write a table of genes as .csv or .tsv, without its numbers of rows.
+
+    Raises
+    ------
+    InputError
+        For another ending.
+    OutputError
+        Where it cannot be written.
+    """
+    path = Path(path)
+    check_ending(path, tuple(_SEPARATORS))
+    with replacing(path) as temporary:
+        table.to_csv(temporary, sep=_SEPARATORS[path.suffix], index=not isinstance(table.index, pd.RangeIndex))
+
+
 def check_ending(path: Path, endings: Sequence[str]) -> None:
     """Raise :class:`InputError` unless the name ends in one of ``endings``."""
     if path.suffix not in endings:

@@ -1,28 +1,153 @@
-"""Paths through the latent space."""
+"""Paths through the latent space, with the spread of the cells around them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from scdecode.errors import InputError, PointsError, SupportWarning, check_integer, unknown_name, warn
+from scdecode.joining import WAYS, around_points, join, medoid, posterior_of, read_places
+from scdecode.lineages import read_lineages
 from scdecode.model import SCVI
-from scdecode.points import Points, read_points
+from scdecode.path_inputs import (
+    by_lineage,
+    lineage_names,
+    read_conditions,
+    read_paths,
+    read_times,
+    values_of,
+    variances_of,
+)
+from scdecode.paths.curves import fit_curve
+from scdecode.paths.flows import integrate
+from scdecode.paths.tube import moments, shares
+from scdecode.points import read_points
 
-WAYS = ("linear",)
-"""How :meth:`Trajectory.between` gets from one end to the other."""
+__all__ = ["SHARE", "WAYS", "Trajectory", "medoid"]
+
+SHARE = "share of the path"
+"""What the time of a path is that was not made of times: from 0 to 1."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """Points along a path, in order; ``model.decode`` takes it as it is."""
+    """Points along a path, in order, with the spread of the cells around each; ``model.decode`` takes it as it is.
 
-    points: np.ndarray  # (n, k) float32
-    time: np.ndarray  # (n,) float64: the share of the path's length that lies behind, 0 to 1
-    spread: np.ndarray | None  # (n, k, k) covariances of the cells around each point, or None: the bare line
-    origin: str  # how it was made, in words
+    Cells do not lie on the line through a trajectory but all around it, and the decoder is not linear: what it says of
+    the bare line is not what it says of the cells, on average, and often two to three times as wrong. So a path is a
+    tube: it carries the covariance of the cells around each point, and decoding averages over it.
+
+    Make one by :meth:`from_points`, :meth:`between`, :meth:`through`, :meth:`along_pseudotime`, :meth:`from_lineages`
+    or :meth:`flow`.
+    """
+
+    points: np.ndarray
+    """Where the path runs: ``(n, k)``, or ``(lineages, n, k)`` for several of as many points each; float32."""
+    time: np.ndarray
+    """The time of each point, increasing, ``(n,)`` or ``(lineages, n)``: a share of the length, or a pseudotime."""
+    spread: np.ndarray | None = None
+    """Covariance of the cells around each point, ``(..., n, k, k)`` float32: of their means, and their mean posterior
+    variance. None: a bare line."""
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of decode that hold where none are given there: ``batch``, ``labels``, ``categorical``,
+    ``continuous``, ``library_size``; names or numbers, or arrays of one a point."""
+    origin: str = "points"
+    """How it was made, in words."""
+    time_name: str = SHARE
+    """What the time is."""
+    lineages: tuple[str, ...] | None = None
+    """Names of the paths, where there are several."""
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """What the making of it told: of a geodesic ``length``, ``straight_length``, ``ratio``, ``energy``,
+    ``converged``; of a curve the ``bandwidth``."""
+
+    def __post_init__(self) -> None:
+        """Check that shapes fit; that time goes on."""
+        shape = self.points.shape
+        if self.points.ndim not in (2, 3) or shape[-2] < 2:
+            raise PointsError(
+                f"points: shape {shape} came, (n, k) or (lineages, n, k) was expected, with n of at least 2"
+            )
+        if self.time.shape != shape[:-1]:
+            raise PointsError(f"time: shape {self.time.shape} came, one number a point, {shape[:-1]}, was expected")
+        if not (np.isfinite(self.time).all() and (np.diff(self.time, axis=-1) > 0).all()):
+            raise PointsError("time: it must increase from point to point, without NaN; sort the points by their time")
+        if self.spread is not None and self.spread.shape != (*shape, shape[-1]):
+            raise PointsError(
+                f"spread: shape {self.spread.shape} came, covariances {(*shape, shape[-1])} were expected"
+            )
+        if (self.lineages is None) != (self.points.ndim == 2):
+            raise PointsError(
+                f"lineages: {self.lineages!r} came for points of shape {shape}; a name a path was expected"
+            )
+        if self.lineages is not None and (len(self.lineages) != shape[0] or len(set(self.lineages)) < shape[0]):
+            raise PointsError(f"lineages: {list(self.lineages)} came for {shape[0]} paths; a name each was expected")
+
+    # -- making one ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_points(
+        cls,
+        points: Any,
+        time: Any = None,
+        *,
+        model: SCVI | None = None,
+        spread: Any = None,
+        lineages: Sequence[str] | None = None,
+        time_name: str | None = None,
+        **conditions: Any,
+    ) -> Trajectory:
+        """A path through points that are known, in order.
+
+        Parameters
+        ----------
+        points
+            ``(n, k)``, in any form that ``model.decode`` takes; ``(lineages, n, k)`` or a mapping of names to
+            ``(n, k)`` for several paths.
+        time
+            Of each point, increasing, ``(n,)`` or ``(lineages, n)``; by default the share of the path's length.
+        model
+            Whose reference cells tell the spread around the path. Without it, and without a ``spread``, the path is
+            the bare line.
+        spread
+            Of each point: ``(..., n, k, k)`` covariances, ``(..., n, k)`` standard deviations, or one number; False for
+            the bare line.
+        lineages
+            Names of the paths; by default ``"path_1"`` and so on.
+        time_name
+            What the time is, for tables and pictures; by default "time".
+        **conditions
+            ``batch``, ``labels``, ``categorical``, ``continuous``, ``library_size``, as for ``model.decode``, which
+            takes them from here where it is given none; arrays have one value a point.
+
+        Raises
+        ------
+        PointsError
+            For points of the wrong width, fewer than two, NaN, times that do not increase, a path without length.
+        """
+        k = None if model is None else model.config.n_latent
+        simplex = model is not None and model.config.latent_distribution == "ln"
+        z, around, lineages = read_paths(points, k, spread, lineages, simplex=simplex)
+        several = lineages is not None
+        share = np.stack([shares(path) for path in z]) if several else shares(z)
+        times = share if time is None else read_times(time, z.shape[:-1])
+        if around is None and model is not None and spread is not False:
+            found = around_points(model, list(z) if several else [z])
+            around = found if found is None or several else found[0]
+        return cls(
+            points=z,
+            time=np.array(times, dtype=np.float64),
+            spread=None if around is None else around.astype(np.float32),
+            conditions=read_conditions(z.shape[:-1], conditions),
+            origin=f"{z.shape[-2]} points" + (f" on each of {len(z)} paths" if several else ""),
+            time_name=time_name or (SHARE if time is None else "time"),
+            lineages=lineages,
+        )
 
     @classmethod
     def between(
@@ -34,13 +159,10 @@ class Trajectory:
         how: str = "linear",
         *,
         spread: bool = True,
+        n_neighbours: int = 15,
+        **conditions: Any,
     ) -> Trajectory:
         """A path from one place of the latent space to another.
-
-        Cells do not lie on the line between two places but all around it, and the decoder is not linear: what it says
-        of the bare line is not what it says of the cells, on average. So where the ends are sets of cells, the path
-        carries their covariances, and :meth:`SCVI.decode` averages over that spread. In between it is the straight path
-        between the two normal distributions (means and covariances interpolated).
 
         Parameters
         ----------
@@ -48,70 +170,330 @@ class Trajectory:
             Whose latent space it is.
         start, end
             A point, ``(k,)``; a set of cells, ``(m, k)``; or their posterior, ``model.posterior(adata[...])``, which
-            knows how far each cell scatters, too. A set of cells stands for its mean and its covariance; where there
-            are too few cells for a covariance, or ``spread`` is off, for the cell nearest to its mean.
+            knows how far each cell scatters, too.
         n_points
             Points on the path, both ends included.
         how
-            ``"linear"``: the straight line.
+            ``"linear"``: the straight line. Between two sets of more than k cells it is the straight path between two
+            normal distributions, means and covariances interpolated. ``"graph"``: the shortest path from cell to cell
+            over the graph of nearest neighbours among the reference cells, smoothed. ``"geodesic"``: the shortest path
+            in the decoder's own metric, kept near the cells (see :func:`scdecode.geometry.geodesic`). The last two
+            begin and end at the medoid of a set of cells.
         spread
-            Whether to carry the covariances of sets of cells; otherwise, and for single points, the line is bare.
+            Whether to carry the covariance of the cells around the path, found among the reference cells where the
+            ends do not tell it; otherwise the line is bare.
+        n_neighbours
+            Of each cell in the graph.
+        **conditions
+            ``batch``, ``labels``, ``categorical``, ``continuous``, ``library_size`` as for ``model.decode``: what a
+            geodesic is one in, and what decoding takes where it is given none.
 
         Raises
         ------
         PointsError
-            For points of the wrong width, NaN, or ends that are the same.
+            For points of the wrong width, NaN, ends that are the same, or in parts of the graph that do not hang
+            together.
         InputError
-            For another ``how``, or fewer than two points.
+            For another ``how``, fewer than two points, or a model without reference cells where they are needed.
+        ConditionError
+            For a condition that changes along a geodesic.
         """
+        return cls.through(model, (start, end), n_points, how, spread=spread, n_neighbours=n_neighbours, **conditions)
+
+    @classmethod
+    def through(
+        cls,
+        model: SCVI,
+        waypoints: Sequence[Any],
+        n_points: int = 100,
+        how: str = "linear",
+        *,
+        spread: bool = True,
+        n_neighbours: int = 15,
+        **conditions: Any,
+    ) -> Trajectory:
+        """A path through several places, in order.
+
+        Parameters
+        ----------
+        waypoints
+            At least two, each a point, a set of cells or their posterior, as the ends in :meth:`between`.
+        model, n_points, how, spread, n_neighbours, **conditions
+            As for :meth:`between`. Points are spaced evenly over the whole path, so that inner waypoints may fall
+            between two of them.
+
+        Raises
+        ------
+        PointsError, InputError, ConditionError
+            As :meth:`between`.
+        """
+        check_integer("n_points", n_points, minimum=2)
+        check_integer("n_neighbours", n_neighbours, minimum=1)
         if how not in WAYS:
             raise InputError(unknown_name("how", how, WAYS, "ways"))
+        if len(waypoints) < 2:
+            raise PointsError(f"waypoints: {len(waypoints)} came, two or more were expected")
+        names = ["start", "end"] if len(waypoints) == 2 else [f"waypoint {i}" for i in range(len(waypoints))]
+        places = read_places(model, waypoints, names)
+        own = read_conditions((n_points,), conditions)
+        track = join(model, places, n_points, how, spread=spread, n_neighbours=n_neighbours, conditions=own)
+        cells = [len(place) for place in places]
+        ends = f"between {cells[0]} and {cells[-1]} cells" if max(cells) > 1 else "between points"
+        return cls(
+            points=track.points_nk.astype(np.float32),
+            time=track.time_n,
+            spread=None if track.spread_nkk is None else track.spread_nkk.astype(np.float32),
+            conditions=own,
+            origin=f"{how}, {n_points} points, {ends}"
+            + (f" through {len(cells) - 2} others" if len(cells) > 2 else ""),
+            report=track.report,
+        )
+
+    @classmethod
+    def along_pseudotime(
+        cls,
+        z: Any,
+        pseudotime: Any,
+        weights: Any = None,
+        *,
+        n_points: int = 100,
+        bandwidth: float | None = None,
+        spread: bool = True,
+        time_name: str | None = None,
+        **conditions: Any,
+    ) -> Trajectory:
+        """A smooth curve through cells that are ordered by a pseudotime, with the spread of the cells around it.
+
+        Parameters
+        ----------
+        z
+            The cells: ``model.posterior(adata)``, or latent points ``(n, k)`` in any form that ``model.decode`` takes.
+            Of points alone the spread lacks the posterior variance of each cell, and is too small.
+        pseudotime
+            Of each cell, ``(n,)``; ``(n, lineages)`` where each lineage has its own; any scale. Cells without (NaN)
+            must have weight zero.
+        weights
+            How far each cell belongs to the lineage: lineage weights, fate probabilities, or a mask, ``(n,)``;
+            a DataFrame ``(n, lineages)`` for several lineages, which its columns name. By default all alike.
+        n_points
+            Points, evenly spaced in pseudotime.
+        bandwidth
+            Of the kernel, in units of the pseudotime; by default that which is best for cells left out.
+        spread
+            False for the bare curve.
+        time_name
+            Of the pseudotime, for tables and pictures; by default that of a Series, or "pseudotime".
+        **conditions
+            As for :meth:`from_points`.
+
+        Raises
+        ------
+        PointsError, InputError
+            For cells without a pseudotime, weights that are negative or sum to zero, a constant pseudotime, lengths
+            that do not fit, too few cells.
+        """
         check_integer("n_points", n_points, minimum=2)
-        simplex = model.config.latent_distribution == "ln"
-        ends = [read_points(end, model.config.n_latent, simplex=simplex) for end in (start, end)]
-        tube = spread and all(len(cells) > model.config.n_latent for cells in ends)
-        few = min(len(cells) for cells in ends)
-        if spread and not tube and few > 1:
+        cells = read_points(z, int(np.shape(values_of(z))[-1]))
+        variance = variances_of(cells.spread)
+        if variance is None and spread:
             warn(
-                f"start, end: {few} cells came, more than {model.config.n_latent} are needed for their covariance; the "
-                "path is the bare line between two of them, where the decoder has seen no cell",
+                "z: latent points came and no posterior, so the spread is that of the cells' means: too small; "
+                "pass model.posterior(adata)",
                 SupportWarning,
             )
-        # a spread is around the mean of the cells; a bare line runs where cells are, from medoid to medoid
-        middle = np.mean if tube else medoid
-        first, last = (middle(cells.z_nk.numpy().astype(np.float64), axis=0) for cells in ends)
-        if np.allclose(first, last):
-            raise PointsError("start, end: they are the same point; a path needs two that differ")
-        time = np.linspace(0.0, 1.0, n_points)
-        covariances = None
-        if tube:
-            begin, finish = (_covariance(cells) for cells in ends)
-            covariances = (1 - time)[:, None, None] * begin + time[:, None, None] * finish
+        times, shares_of = by_lineage("pseudotime", pseudotime), by_lineage("weights", weights)
+        names = lineage_names(times, shares_of)
+        name = time_name or str(getattr(pseudotime, "name", None) or "pseudotime")
+        curves = [
+            fit_curve(
+                cells.z_nk.numpy(),
+                times.get(lineage, times.get(None)),
+                shares_of.get(lineage, shares_of.get(None)),
+                variance,
+                n_points=n_points,
+                bandwidth=bandwidth,
+            )
+            for lineage in names or (None,)
+        ]
+        points = np.stack([curve.points_nk for curve in curves])
+        time = np.stack([curve.time_n for curve in curves])
+        around = np.stack([curve.spread_nkk for curve in curves])
+        one = names is None
         return cls(
-            points=(first + time[:, None] * (last - first)).astype(np.float32),
-            time=time,
-            spread=None if covariances is None else covariances.astype(np.float32),
-            origin=f"linear, {n_points} points, between {len(ends[0])} and {len(ends[1])} cells",
+            points=(points[0] if one else points).astype(np.float32),
+            time=np.asarray(time[0] if one else time, dtype=np.float64),
+            spread=(around[0] if one else around).astype(np.float32) if spread else None,
+            conditions=read_conditions(time[0].shape if one else time.shape, conditions),
+            origin=f"along {name}, {n_points} points, {len(cells):,} cells",
+            time_name=name,
+            lineages=names,
+            report={"bandwidth": np.array([curve.bandwidth for curve in curves])},
         )
+
+    @classmethod
+    def from_lineages(
+        cls,
+        model: SCVI,
+        adata: AnnData,
+        source: str = "auto",
+        *,
+        pseudotime: str | None = None,
+        weights: str | None = None,
+        lineages: Sequence[str] | None = None,
+        n_points: int = 100,
+        **options: Any,
+    ) -> Trajectory:
+        """The lineages that another tool has left in an AnnData, as paths.
+
+        Parameters
+        ----------
+        model
+            Which encodes the cells.
+        adata
+            Cells, with pseudotimes and weights of Palantir, CellRank, scanpy, scVelo or slingshot.
+        source, pseudotime, weights, lineages
+            As for :func:`scdecode.lineages.read_lineages`.
+        n_points, **options
+            As for :meth:`along_pseudotime`.
+
+        Raises
+        ------
+        InputError
+            Where nothing is there, or several things, and ``source`` does not say which.
+        """
+        found = read_lineages(adata, source, pseudotime=pseudotime, weights=weights, lineages=lineages)
+        z = posterior_of(model, adata)
+        time_name = next(iter(found.values())).time_name
+        return cls.along_pseudotime(
+            z,
+            pd.DataFrame({name: lineage.pseudotime_n for name, lineage in found.items()}),
+            pd.DataFrame({name: lineage.weight_n for name, lineage in found.items()}),
+            n_points=n_points,
+            **{"time_name": time_name, **options},
+        )
+
+    @classmethod
+    def flow(
+        cls,
+        field: Any,
+        z0: Any,
+        t: Any,
+        *,
+        model: SCVI | None = None,
+        method: str = "RK45",
+        rtol: float = 1e-5,
+        atol: float = 1e-6,
+        lineages: Sequence[str] | None = None,
+        time_name: str = "time",
+        **conditions: Any,
+    ) -> Trajectory:
+        """The paths that points take in a velocity field: of a flow-matching network, a latent ODE, RNA velocity.
+
+        Parameters
+        ----------
+        field
+            dz/dt, a function or torch module of ``(t, z)`` with z ``(m, k)``; see
+            :func:`scdecode.paths.flows.integrate`.
+        z0
+            Where they begin, ``(k,)`` or ``(m, k)``.
+        t
+            Times of the points on the paths, ``(n,)``; the first is that of ``z0``. Where they fall, it is integrated
+            backward, and the path is turned round so that its time grows.
+        model
+            Whose reference cells tell the spread around each path; without it lines are bare. The spread of many
+            paths is that of :meth:`pooled`.
+        method, rtol, atol
+            Of the solver, scipy's ``solve_ivp``.
+        lineages
+            Names of the paths, where several begin.
+        time_name, **conditions
+            As for :meth:`from_points`.
+
+        Raises
+        ------
+        PointsError
+            For a field that returns another shape, NaN, or grows without bound.
+        """
+        start = np.asarray(values_of(z0), dtype=np.float64)
+        times = np.asarray(t, dtype=np.float64)
+        if times.ndim != 1 or len(times) < 2:
+            raise PointsError(f"t: shape {times.shape} came, two or more times, (n,), were expected")
+        paths = integrate(field, np.atleast_2d(start), times, method=method, rtol=rtol, atol=atol)
+        if times[-1] < times[0]:
+            paths, times = paths[:, ::-1], times[::-1]
+        made = cls.from_points(
+            paths[0] if start.ndim == 1 else paths,
+            times,
+            model=model,
+            lineages=lineages,
+            time_name=time_name,
+            **conditions,
+        )
+        return replace(made, origin=f"flow of {len(paths):,} points over {len(times)} times")
+
+    # -- using one -------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Points, of all lineages."""
+        return int(np.prod(self.points.shape[:-1]))
 
     def __repr__(self) -> str:
         """One line, as the arrays are long."""
-        return f"Trajectory: {self.origin}, {'with' if self.spread is not None else 'without'} spread"
+        several = "" if self.lineages is None else f", {len(self.lineages)} lineages"
+        return f"Trajectory: {self.origin}{several}, {'with' if self.spread is not None else 'without'} spread"
 
-    def __len__(self) -> int:
-        return len(self.points)
+    def __getitem__(self, lineage: str | int) -> Trajectory:
+        """One of several lineages, by name or number."""
+        if self.lineages is None:
+            raise InputError(f"lineage: {lineage!r} came, but this is a single path; its points are path.points")
+        if isinstance(lineage, str) and lineage not in self.lineages:
+            raise InputError(unknown_name("lineage", lineage, self.lineages, "lineages"))
+        at = self.lineages.index(lineage) if isinstance(lineage, str) else range(len(self.lineages))[lineage]
 
+        def own(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {key: own(v) for key, v in value.items()}
+            return value[at] if isinstance(value, np.ndarray) and value.shape == self.time.shape else value
 
-def medoid(cells_mk: np.ndarray, axis: int = 0) -> np.ndarray:
-    """The one of ``(m, k)`` cells that is nearest to their mean."""
-    mean = cells_mk.mean(axis=axis, keepdims=True)
-    return cells_mk[int(((cells_mk - mean) ** 2).sum(axis=1).argmin())]
+        return replace(
+            self,
+            points=self.points[at],
+            time=self.time[at],
+            spread=None if self.spread is None else self.spread[at],
+            conditions=own(self.conditions),
+            lineages=None,
+            origin=f"{self.origin}, {self.lineages[at]}",
+        )
 
+    def __iter__(self) -> Iterator[Trajectory]:
+        """The lineages, one by one; of a single path that path."""
+        return iter([self]) if self.lineages is None else (self[name] for name in self.lineages)
 
-def _covariance(cells: Points) -> np.ndarray:
-    """Covariance of the cells, and of each cell around itself where that is known (a posterior)."""
-    total = np.cov(cells.z_nk.numpy().astype(np.float64), rowvar=False).reshape(cells.z_nk.shape[1], -1)
-    if cells.spread is None:
-        return total
-    own = cells.spread if cells.spread.ndim == 3 else np.stack([np.diag(sd**2) for sd in cells.spread])
-    return total + own.mean(axis=0)
+    def pooled(self) -> Trajectory:
+        """Several paths of the same times as one: their mean, and as spread their covariance and their mean spread.
+
+        Raises
+        ------
+        PointsError
+            For a single path, or paths of other times.
+        """
+        if self.lineages is None or len(self.lineages) < 2:
+            raise PointsError("pooled: a single path came, several lineages were expected")
+        if not np.allclose(self.time, self.time[0]):
+            raise PointsError("pooled: the lineages have other times; paths of the same times were expected")
+        if len(self.lineages) <= self.points.shape[-1] and self.spread is None:
+            warn(
+                f"pooled: {len(self.lineages)} paths came, more than {self.points.shape[-1]} tell a covariance of full "
+                "rank; the spread is too small",
+                SupportWarning,
+            )
+        mean, spread = moments(self.points, self.spread)
+        return replace(
+            self,
+            points=mean.astype(np.float32),
+            time=self.time[0],
+            spread=spread.astype(np.float32),
+            conditions={key: value for key, value in self.conditions.items() if not isinstance(value, np.ndarray)},
+            lineages=None,
+            origin=f"{self.origin}, pooled",
+        )

@@ -1,11 +1,10 @@
-"""The commands that turn cells into latents and latents into expression: encode, decode, path, generate; and demo."""
+"""The commands that turn cells into latents and latents into expression: encode, decode, generate; and demo."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -33,7 +32,7 @@ from scdecode.cli.options import (
     read_pairs,
     split_commas,
 )
-from scdecode.errors import InputError, unknown_name
+from scdecode.cli.results import write_decoded
 
 
 @app.command(epilog="Example: `scdecode encode model/ cells.h5ad --out latent.npy`")
@@ -90,7 +89,7 @@ def decode(
     from scdecode.tables import read_points_file
 
     check_result(out, overwrite)
-    _write_decoded(
+    write_decoded(
         load(model),
         read_points_file(points),
         out,
@@ -104,79 +103,6 @@ def decode(
         seed=seed,
         **conditions(batch, labels, categorical, continuous, library_size),
     )
-
-
-@app.command(
-    epilog="Example: `scdecode path model/ cells.h5ad --from HSC --to Erythroid --key cell_type --out path.h5ad "
-    "--plot path.png`"
-)
-def path(
-    model: Model,
-    cells: CellsFile,
-    start: Annotated[str, typer.Option("--from", help="Category where the path begins.", show_default=False)],
-    end: Annotated[str, typer.Option("--to", help="Category where the path ends.", show_default=False)],
-    key: Annotated[str, typer.Option(help="Column of obs with the categories.", show_default=False)],
-    out: Annotated[Path, typer.Option(help=".h5ad or .zarr (streamed), .csv or .tsv.", show_default=False)],
-    how: Annotated[str, typer.Option(help="linear: the straight path.")] = "linear",
-    n_points: Annotated[int, typer.Option(help="Points on the path.")] = 100,
-    line: Annotated[
-        bool, typer.Option("--line", help="Decode the bare line, not the cells' spread around it.")
-    ] = False,
-    plot: Annotated[Path | None, typer.Option(help="Picture of the trends (.png, .pdf, .svg).")] = None,
-    batch: Batch = None,
-    categorical: Categorical = None,
-    continuous: Continuous = None,
-    labels: Labels = None,
-    quantity: Quantity = "rate",
-    library_size: LibrarySize = None,
-    genes: Genes = None,
-    n_samples: Draws = None,
-    max_conditions: MaxConditions = 100,
-    device: Device = "cpu",
-    overwrite: Overwrite = False,
-    seed: Seed = 0,
-) -> None:
-    """Decode a path from one category of cells to another."""
-    from scdecode import plot as plots
-    from scdecode.cells import open_anndata
-    from scdecode.opening import load
-    from scdecode.tables import check_ending
-    from scdecode.trajectory import Trajectory
-
-    check_result(out, overwrite)
-    if plot is not None:
-        plots.check_matplotlib()
-        check_ending(plot, plots.PICTURES)
-        check_free(plot, overwrite)
-    opened, adata = load(model), open_anndata(cells)
-    if key not in adata.obs:
-        raise InputError(unknown_name("--key", key, [str(name) for name in adata.obs], "columns of obs"))
-    category = adata.obs[key].astype(str).to_numpy()
-    for option, name in (("--from", start), ("--to", end)):
-        if name not in category:
-            raise InputError(unknown_name(option, name, sorted(set(category)), f"categories of {key!r}"))
-    # the normal posterior of a logistic normal is that of z before its softmax, and no latent point
-    encode_cells = (
-        opened.posterior if opened.config.latent_distribution == "normal" else opened.get_latent_representation
-    )
-    first, last = (encode_cells(adata, indices=category == name) for name in (start, end))
-    between = Trajectory.between(opened, first, last, n_points=n_points, how=how, spread=not line)
-    chosen = split_commas(genes)
-    expression = _write_decoded(
-        opened,
-        between,
-        out,
-        quantity=quantity,
-        genes=chosen,
-        n_samples=n_samples,
-        max_conditions=max_conditions,
-        device=device,
-        seed=seed,
-        **conditions(batch, labels, categorical, continuous, library_size),
-    )
-    if plot is not None:
-        plots.save(plots.trends(expression, chosen or plots.most_changing(expression, 6)), plot)
-        typer.echo(f"{plot}: trends")
 
 
 @app.command(epilog='Example: `scdecode generate model/ --n 1000 --labels "B cell" --batch donor_1 --out cells.h5ad`')
@@ -252,25 +178,3 @@ def demo(
     typer.echo("written:")
     for path in done.files.values():
         typer.echo(f"  {path}")
-
-
-def _write_decoded(model: Any, points: Any, out: Path, **options: Any) -> Any:
-    from scdecode.progress import counting_progress
-    from scdecode.tables import write_table
-
-    streamed = out if out.suffix in (".h5ad", ".zarr") else None
-    with counting_progress("decoding", _count(points), enabled=True) as add:
-        expression = model.decode(points, out=streamed, on_tile=add, **options)
-    if streamed is None:
-        write_table(out, expression)
-    made = expression.uns["scdecode"]
-    typer.echo(f"{out}: {expression.n_obs:,} x {expression.n_vars:,} genes, {made['unit']}")
-    if made["support"].startswith("unknown"):
-        typer.echo("note: support is unknown; scdecode convert MODEL NEW --reference CELLS adds it", err=True)
-    return expression
-
-
-def _count(points: Any) -> int | None:
-    """How many points there are, where it is plain: a bar is then a bar."""
-    shape = getattr(points, "shape", None)
-    return math.prod(shape[:-1]) if shape is not None else len(points)

@@ -1,0 +1,286 @@
+"""The command that makes a path through the latent space and says what the genes do along it."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scdecode.cli.app import app
+from scdecode.cli.options import (
+    Batch,
+    Categorical,
+    CellsFile,
+    Continuous,
+    Device,
+    Draws,
+    Genes,
+    Labels,
+    LibrarySize,
+    MaxConditions,
+    Model,
+    Overwrite,
+    Quantity,
+    Seed,
+    check_free,
+    check_result,
+    conditions,
+    split_commas,
+)
+from scdecode.cli.results import write_decoded, write_whole
+from scdecode.errors import InputError, listing, unknown_name
+
+_ENDS, _CELLS = "A path between cells", "A path along a pseudotime"
+_CONDITIONS, _OUTPUTS = "Conditions and units", "More results"
+
+
+@app.command(
+    epilog="Examples: `scdecode path model/ cells.h5ad --from HSC --to Erythroid --key cell_type --how geodesic "
+    "--out path.h5ad --plot path.png` or `scdecode path model/ cells.h5ad --pseudotime dpt_pseudotime --out trends.csv "
+    "--genes-table genes.csv --heatmap cascade.png`"
+)
+def path(
+    model: Model,
+    cells: CellsFile,
+    out: Annotated[Path, typer.Option(help=".h5ad or .zarr (streamed), .csv or .tsv.", show_default=False)],
+    start: Annotated[
+        str | None, typer.Option("--from", help="Category where the path begins.", rich_help_panel=_ENDS)
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option("--to", help="Category where the path ends.", rich_help_panel=_ENDS)
+    ] = None,
+    through: Annotated[
+        list[str] | None,
+        typer.Option("--through", help="Category in between; repeatable, in order.", rich_help_panel=_ENDS),
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Column of obs with the categories.", rich_help_panel=_ENDS)] = None,
+    how: Annotated[
+        str,
+        typer.Option(
+            help="linear: straight. graph: from cell to cell. geodesic: shortest in the decoder's own metric.",
+            rich_help_panel=_ENDS,
+        ),
+    ] = "linear",
+    pseudotime: Annotated[
+        str | None, typer.Option(help="Column of obs with a pseudotime of each cell.", rich_help_panel=_CELLS)
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Column of obs, or entry of obsm, with lineage weights.", rich_help_panel=_CELLS),
+    ] = None,
+    lineages: Annotated[
+        str | None,
+        typer.Option(
+            help="What another tool left: palantir, cellrank, dpt, paga, scvelo, slingshot; or auto.",
+            rich_help_panel=_CELLS,
+        ),
+    ] = None,
+    lineage: Annotated[
+        list[str] | None,
+        typer.Option("--lineage", help="One of those lineages; repeatable. [default: all]", rich_help_panel=_CELLS),
+    ] = None,
+    n_points: Annotated[int, typer.Option(help="Points on the path.")] = 100,
+    line: Annotated[
+        bool, typer.Option("--line", help="Decode the bare line, not the cells' spread around it.")
+    ] = False,
+    batch: Batch = None,
+    categorical: Categorical = None,
+    continuous: Continuous = None,
+    labels: Labels = None,
+    quantity: Quantity = "rate",
+    library_size: LibrarySize = None,
+    genes: Genes = None,
+    over: Annotated[
+        str | None,
+        typer.Option(
+            help="The same path in every level of this: batch, labels or a categorical covariate.",
+            rich_help_panel=_CONDITIONS,
+        ),
+    ] = None,
+    levels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--level",
+            help="One of those levels, the first the baseline; repeatable. [default: all]",
+            rich_help_panel=_CONDITIONS,
+        ),
+    ] = None,
+    difference: Annotated[
+        Path | None,
+        typer.Option(help="With --over: differences from the first level, .h5ad or .csv.", rich_help_panel=_OUTPUTS),
+    ] = None,
+    genes_table: Annotated[
+        Path | None,
+        typer.Option(help="What each gene does: change, peak, shape, score; .csv or .tsv.", rich_help_panel=_OUTPUTS),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Picture of the trends (.png, .pdf, .svg).", rich_help_panel=_OUTPUTS)
+    ] = None,
+    heatmap: Annotated[
+        Path | None, typer.Option(help="Picture of the cascade of genes.", rich_help_panel=_OUTPUTS)
+    ] = None,
+    latent: Annotated[
+        Path | None, typer.Option(help="Picture of the path among the cells.", rich_help_panel=_OUTPUTS)
+    ] = None,
+    change: Annotated[
+        Path | None, typer.Option(help="Picture of fold change against score.", rich_help_panel=_OUTPUTS)
+    ] = None,
+    n_samples: Draws = None,
+    max_conditions: MaxConditions = 100,
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+) -> None:
+    """Decode a path: from one category of cells to another, or along a pseudotime."""
+    from scdecode import dynamics
+    from scdecode import plot as plots
+    from scdecode.cells import open_anndata
+    from scdecode.counterfactual import counterfactual
+    from scdecode.opening import load
+    from scdecode.progress import notice
+    from scdecode.tables import check_ending, write_frame
+
+    check_result(out, overwrite)
+    pictures = [picture for picture in (plot, heatmap, latent, change) if picture is not None]
+    if pictures:
+        plots.check_matplotlib()
+    for picture in pictures:
+        check_ending(picture, plots.PICTURES)
+        check_free(picture, overwrite)
+    if genes_table is not None:
+        check_ending(genes_table, (".csv", ".tsv"))
+        check_free(genes_table, overwrite)
+    if difference is not None:
+        check_ending(difference, (".h5ad", ".csv", ".tsv"))
+        check_free(difference, overwrite)
+    _check_options(over, levels, difference, (genes_table, heatmap, change), out)
+    opened, adata = load(model), open_anndata(cells)
+    asked = conditions(batch, labels, categorical, continuous, library_size)
+    ends = {"--from": start, "--to": end, "--through": through, "--key": key}
+    ordered = {"--pseudotime": pseudotime, "--weights": weights, "--lineages": lineages, "--lineage": lineage}
+    _check_way(ends, ordered)
+    searching = notice("searching the geodesic ...") if how == "geodesic" else nullcontext()
+    with searching:
+        if start is not None and end is not None and key is not None:
+            made = _between(opened, adata, [start, *(through or []), end], key, n_points, how, line, asked)
+        else:
+            made = _along(opened, adata, pseudotime, weights, lineages, lineage, n_points, line)
+    for name in ("length", "straight_length", "ratio"):
+        if name in made.report and how == "geodesic":
+            typer.echo(f"{name.replace('_', ' ')}: {made.report[name]:.4g}")
+    chosen = split_commas(genes)
+    options = {"quantity": quantity, "n_samples": n_samples, "max_conditions": max_conditions, "seed": seed, **asked}
+    if over is not None:
+        options.pop(over, None)
+        compared = counterfactual(opened, made, over, levels=levels, genes=chosen, device=device, **options)
+        expression = compared.expression
+        write_whole(expression, out)
+        if difference is not None:
+            write_whole(compared.difference, difference)
+    else:
+        expression = write_decoded(opened, made, out, genes=chosen, device=device, **options)
+    table = None
+    if genes_table is not None or heatmap is not None or change is not None:
+        with notice("what each gene does along the path ..."):
+            table = dynamics.gene_dynamics(opened, made, genes=chosen, **options)
+    if genes_table is not None and table is not None:
+        write_frame(genes_table, table)
+        typer.echo(f"{genes_table}: {len(table):,} rows, a gene each")
+    shown = chosen or plots.most_changing(expression, 6)
+    if plot is not None:
+        behind = {"cells": adata, "time": pseudotime} if pseudotime is not None and lineages is None else {}
+        plots.save(plots.trends(expression, shown, **behind), plot)
+        typer.echo(f"{plot}: trends")
+    if heatmap is not None:
+        first = None if made.lineages is None else made.lineages[0]
+        plots.save(plots.heatmap(expression, dynamics.cascade(table, n_top=40, lineage=first)), heatmap)
+        typer.echo(f"{heatmap}: cascade")
+    if latent is not None:
+        colour = adata.obs[key] if key is not None else adata.obs[pseudotime] if pseudotime is not None else None
+        plots.save(plots.latent(opened, made, cells=opened.get_latent_representation(adata), colour=colour), latent)
+        typer.echo(f"{latent}: cells and path")
+    if change is not None:
+        plots.save(plots.change(table), change)
+        typer.echo(f"{change}: fold change against score")
+
+
+def _check_options(over: Any, levels: Any, difference: Any, of_genes: tuple[Any, ...], out: Path) -> None:
+    """Raise :class:`InputError` for options that do not go together."""
+    if over is None:
+        for option, value in (("--level", levels), ("--difference", difference)):
+            if value:
+                raise InputError(f"{option}: it came without --over, which says what is to change; pass --over batch")
+    else:
+        if any(option is not None for option in of_genes):
+            raise InputError(
+                "--over: it came with --genes-table, --heatmap or --change, which are of one condition; run them with "
+                "--batch or --categorical, once for each condition"
+            )
+        if out.suffix == ".zarr":
+            raise InputError(f"--out: {out} came with --over; a name that ends in .h5ad, .csv or .tsv was expected")
+
+
+def _check_way(ends: dict[str, Any], ordered: dict[str, Any]) -> None:
+    """Raise :class:`InputError` unless a path is asked for in one way, and in full."""
+    given, others = ([option for option, value in group.items() if value] for group in (ends, ordered))
+    if not given and not others:
+        raise InputError(
+            "path: nothing says where it goes; pass --from, --to and --key for a path between categories of cells, "
+            "or --pseudotime, or --lineages auto"
+        )
+    through_cells = [option for option in given if option != "--key"]
+    if through_cells and others:
+        raise InputError(
+            f"path: {through_cells[0]} and {others[0]} came; a path goes from category to category, or along one"
+        )
+    missing = [option for option in ("--from", "--to", "--key") if option not in given]
+    if through_cells and missing:
+        raise InputError(
+            f"path: {listing(given)} came without {listing(missing)}; all of --from, --to, --key were expected"
+        )
+    if not through_cells and "--pseudotime" not in others and "--lineages" not in others:
+        came = (given + others)[0]
+        raise InputError(f"path: {came} came alone; --from and --to, --pseudotime or --lineages was expected with it")
+
+
+def _between(
+    model: Any, adata: Any, names: list[str], key: str, n_points: int, how: str, line: bool, asked: dict[str, Any]
+) -> Any:
+    from scdecode.joining import posterior_of
+    from scdecode.trajectory import Trajectory
+
+    if key not in adata.obs:
+        raise InputError(unknown_name("--key", key, [str(name) for name in adata.obs], "columns of obs"))
+    category = adata.obs[key].astype(str).to_numpy()
+    options = ["--from", *["--through"] * (len(names) - 2), "--to"]
+    for option, name in zip(options, names, strict=True):
+        if name not in category:
+            raise InputError(unknown_name(option, name, sorted(set(category)), f"categories of {key!r}"))
+    places = [posterior_of(model, adata[category == name]) for name in names]
+    return Trajectory.through(model, places, n_points, how, spread=not line, **asked)
+
+
+def _along(
+    model: Any,
+    adata: Any,
+    pseudotime: str | None,
+    weights: str | None,
+    source: str | None,
+    lineage: list[str] | None,
+    n_points: int,
+    line: bool,
+) -> Any:
+    from scdecode.trajectory import Trajectory
+
+    return Trajectory.from_lineages(
+        model,
+        adata,
+        source or "auto",
+        pseudotime=pseudotime,
+        weights=weights,
+        lineages=lineage,
+        n_points=n_points,
+        spread=not line,
+    )

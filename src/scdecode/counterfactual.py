@@ -1,0 +1,184 @@
+"""The same path in several conditions, and how far they differ: what a cell of this state would express elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scdecode.decoding import QUANTILES, draw_tiles, noise_of_counting, summary
+from scdecode.devices import choose_device
+from scdecode.errors import InputError, unknown_name
+from scdecode.expression import prepare
+from scdecode.model import SCVI
+from scdecode.pseudocounts import PSEUDOCOUNT, pseudocounts
+
+
+@dataclass(frozen=True, eq=False)
+class Counterfactual:
+    """One path in several conditions; made by :func:`counterfactual`."""
+
+    expression: AnnData
+    """(conditions x points) x genes, as :meth:`scdecode.SCVI.decode` gives them, with ``obs["condition"]``."""
+    difference: AnnData
+    """The conditions but the baseline, less the baseline: ``X`` the difference of the means, in the unit of the
+    expression, layers ``std``, ``q05`` and ``q95`` over draws of cells; ``log2_fold_change`` with its own
+    ``log2_fold_change_q05`` and ``log2_fold_change_q95``. Without a spread there are no intervals."""
+    baseline: str
+    """What the others are compared with."""
+
+    def __repr__(self) -> str:
+        """One line."""
+        names = list(self.expression.obs["condition"].cat.categories)
+        return f"Counterfactual: {names} against {self.baseline!r}, {self.expression.n_vars:,} genes"
+
+
+def counterfactual(
+    model: SCVI,
+    points: Any,
+    over: str | Mapping[str, Mapping[str, Any]],
+    *,
+    levels: Sequence[str] | None = None,
+    baseline: str | None = None,
+    pseudocount: float = PSEUDOCOUNT,
+    device: str | None = None,
+    **arguments: Any,
+) -> Counterfactual:
+    """Decode the same path, or points, in several conditions.
+
+    The draws around each point are the same in every condition, so an interval of the difference is that of the same
+    cells seen twice, and not that of two unrelated sets. It says how the effect varies over cells; not whether the
+    model has learned it right: for that see :class:`scdecode.Ensemble`.
+
+    Parameters
+    ----------
+    model, points
+        As for :meth:`scdecode.SCVI.decode`.
+    over
+        What changes: ``"batch"``, ``"labels"``, or the name of a categorical covariate, all levels of it or those
+        in ``levels``; or a mapping of names to arguments of decode:
+        ``{"young": {"continuous": {"age": 20}}, "old": {"continuous": {"age": 70}}}``.
+    levels
+        Of what changes, two or more; by default all that the model knows.
+    baseline
+        What the others are compared with; by default the first.
+    pseudocount
+        Added to both sides of a fold change, in counts per ten thousand.
+    device, **arguments
+        As for :meth:`scdecode.SCVI.decode`; they hold in every condition.
+
+    Raises
+    ------
+    InputError, PointsError, ConditionError
+        For conditions that are not known, fewer than two of them, and as :meth:`scdecode.SCVI.decode`.
+    """
+    if arguments.get("quantity") == "counts":
+        raise InputError("quantity: 'counts' came; the expected counts, 'rate' or 'mean', can be compared")
+    asked_for = _arguments(model, over, levels, arguments)
+    names = list(asked_for)
+    baseline = names[0] if baseline is None else baseline
+    if baseline not in names:
+        raise InputError(unknown_name("baseline", baseline, names, "conditions"))
+    asked = {name: prepare(model, points, **own) for name, own in asked_for.items()}
+    there = choose_device(device or "cpu")
+    tiles = [draw_tiles(model.vae, one.points, one.conditions, one.request, there) for one in asked.values()]
+    first = asked[baseline]
+    added = pseudocounts(model, first.points, first.conditions, first.request.quantity, pseudocount)[:, None]
+    added = added.astype(np.float32)
+    spread = first.request.n_samples is not None
+    values = {name: _empty(first.frame.shape, (*first.frame.layers, "X")) for name in names}
+    others = [name for name in names if name != baseline]
+    layers = ["X", "log2_fold_change"]
+    if spread:
+        layers += ["std", *QUANTILES, *(f"log2_fold_change_{q}" for q in QUANTILES)]
+    apart = {name: _empty(first.frame.shape, layers) for name in others}
+    for parts in zip(*tiles, strict=True):
+        rows = parts[0][0]
+        draws = dict(zip(names, (part[1] for part in parts), strict=True))
+        means = {}
+        for name, one in asked.items():
+            tile = summary(draws[name], rows)
+            if one.request.count_noise:
+                tile.layers["std_counts"] = noise_of_counting(model.vae, one.points, one.conditions, one.request, tile)
+            means[name] = tile.values
+            values[name]["X"][rows] = tile.values
+            for layer in one.frame.layers:
+                values[name][layer][rows] = tile.layers[layer]
+        for name in others:
+            least = added if len(added) == 1 else added[rows]
+            found = summary(draws[name] - draws[baseline], rows)
+            fold = np.log2((draws[name] + least) / (draws[baseline] + least))
+            apart[name]["X"][rows] = found.values
+            apart[name]["log2_fold_change"][rows] = np.log2((means[name] + least) / (means[baseline] + least))
+            if spread:
+                for layer, of_layer in found.layers.items():
+                    apart[name][layer][rows] = of_layer
+                for q, of_quantile in summary(fold, rows).layers.items():
+                    if q in QUANTILES:
+                        apart[name][f"log2_fold_change_{q}"][rows] = of_quantile
+    noted = {"baseline": baseline, "pseudocount": pseudocount}
+    return Counterfactual(
+        expression=_stacked({name: (asked[name].frame, values[name]) for name in names}, {}),
+        difference=_stacked({name: (asked[name].frame, apart[name]) for name in others}, noted),
+        baseline=baseline,
+    )
+
+
+def _arguments(
+    model: SCVI, over: Any, levels: Sequence[str] | None, shared: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The arguments of decode in each condition."""
+    if isinstance(over, Mapping):
+        if levels is not None:
+            raise InputError("levels: they came with a mapping of conditions, which names its own; leave one out")
+        found = {str(name): _merged(shared, own) for name, own in over.items()}
+    else:
+        offered = {"batch": model.schema.batch, "labels": model.schema.labels}
+        offered |= {category.key: category for category in model.schema.categorical}
+        known = {name: category for name, category in offered.items() if category is not None}
+        if over not in known:
+            raise InputError(unknown_name("over", over, known, "conditions of the model"))
+        names = list(known[over].names) if levels is None else list(levels)
+        own = {name: {over: name} if over in ("batch", "labels") else {"categorical": {over: name}} for name in names}
+        found = {str(name): _merged(shared, own[name]) for name in names}
+    if len(found) < 2:
+        raise InputError(f"levels: {list(found)} came, two or more conditions to compare were expected")
+    return found
+
+
+def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**shared, **own}
+    for name in ("categorical", "continuous"):
+        if name in shared and name in own:
+            merged[name] = {**(shared[name] or {}), **own[name]}
+    return merged
+
+
+def _empty(shape: tuple[int, int], names: Sequence[str]) -> dict[str, np.ndarray]:
+    return {name: np.empty(shape, dtype=np.float32) for name in names}
+
+
+def _stacked(parts: Mapping[str, tuple[Any, dict[str, np.ndarray]]], noted: Mapping[str, Any]) -> AnnData:
+    """The conditions one below the other."""
+    frames = [frame for frame, _ in parts.values()]
+    tables = [
+        frame.obs.assign(condition=name).set_axis([f"{name}-{row}" for row in frame.obs.index], axis=0)
+        for name, (frame, _) in parts.items()
+    ]
+    obs = pd.concat(tables)
+    obs["condition"] = pd.Categorical(obs["condition"], categories=list(parts))
+    arrays = {key: np.concatenate([own[key] for _, own in parts.values()]) for key in next(iter(parts.values()))[1]}
+    # the arguments are those of one condition, and decode_arguments could not make all of this again from them
+    made = {key: v for key, v in frames[0].uns["scdecode"].items() if key not in ("arguments", "conditions", "shape")}
+    return AnnData(
+        X=arrays.pop("X"),
+        obs=obs,
+        var=frames[0].var,
+        obsm={key: np.concatenate([frame.obsm[key] for frame in frames]) for key in frames[0].obsm},
+        layers=arrays,
+        uns={"scdecode": {**made, **noted}},
+    )

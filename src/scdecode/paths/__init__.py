@@ -1,0 +1,1 @@
+"""Paths through the latent space, as arrays: tracks through cells, curves along a pseudotime, flows, tubes."""

@@ -1,0 +1,116 @@
+"""Ways from one place of the latent space to another, beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scdecode.errors import InputError
+from scdecode.geometry.metric import path_length
+from scdecode.model import SCVI
+from scdecode.plot import axes as ax_
+from scdecode.plot.axes import FAR_WORDS, INK
+from scdecode.plot.latent_view import check_colour, draw_scene, looks_of, name_ends
+from scdecode.plot.planes import embedded_plane, principal_plane
+from scdecode.plot.routes import Route, routes_of
+from scdecode.points import conditions_of
+from scdecode.support import FAR
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_TOP = 111.0
+"""Where the axis of the support ends: above the percentiles is room for words."""
+
+
+def compare_paths(
+    paths: Mapping[str, Any],
+    model: SCVI,
+    *,
+    cells: np.ndarray | None = None,
+    colour: Sequence[Any] | None = None,
+    embedding: Any = None,
+    spread: bool = False,
+    **conditions: Any,
+) -> Axes:
+    """Paths beside each other: where they run, how far from the training cells, and how fast expression changes.
+
+    Left the latent view, with the length of each path by the decoder's metric. Right, along the share of that length,
+    the support of each point, and the speed: the length by the metric that a path covers in a unit of its time. A
+    geodesic keeps its speed where it has no other reason not to, and is the shorter one.
+
+    Parameters
+    ----------
+    paths
+        Names and paths of at least two points each: ``{"straight": path, "geodesic": other}``.
+    model
+        Trained, with reference cells.
+    cells, colour, embedding, spread
+        As for :func:`scdecode.plot.latent`.
+    **conditions
+        Batch, covariates and library size that the lengths are for, as for ``model.decode``; by default those that each
+        path brings with it.
+
+    Returns
+    -------
+    Axes
+        The latent view; ``.figure.axes`` has those of the support and of the speed, too.
+
+    Raises
+    ------
+    InputError
+        For what is no mapping of paths.
+    PointsError, ConditionError
+        For points and conditions that are none of the model's.
+    """
+    if not isinstance(paths, Mapping):
+        raise InputError(f"paths: {type(paths).__name__} came, a mapping of names to paths was expected")
+    routes, segments = [], []
+    for name, path in paths.items():
+        for route in routes_of(model, {name: path}):
+            if len(route.z_nk) < 2:
+                raise InputError(f"paths: {name!r} has one point, paths of two or more were expected")
+            lengths = path_length(model, route.z_nk, **{**conditions_of(path), **conditions}).segments
+            routes.append(replace(route, words=f"{route.name}: length {lengths.sum():.1f}"))
+            segments.append(np.asarray(lengths, dtype=np.float64))
+    if not routes:
+        raise InputError("paths: an empty mapping came, names and their paths were expected")
+    shown = model.reference_latents() if cells is None else np.asarray(cells)
+    check_colour(colour, shown)
+    plane = principal_plane(shown) if embedding is None else embedded_plane(shown, embedding)
+    ax_.check_matplotlib()
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=(9.6, 4.4), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.35, 1.0))
+    ax, near, fast = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1])
+    looks = looks_of(routes, colour)
+    entries = draw_scene(ax, plane, colour, routes, looks, spread=spread)
+    for route, lengths, (shade, style) in zip(routes, segments, looks, strict=True):
+        look: dict[str, Any] = {"color": shade, "linestyle": style}
+        behind = np.concatenate([[0.0], np.cumsum(lengths)]) / max(float(lengths.sum()), 1e-300)
+        if route.support_n is not None:
+            near.plot(behind, route.support_n, linewidth=1.8, label=route.name, **look)
+        middle, speed = (behind[1:] + behind[:-1]) / 2, lengths / np.diff(_clock(route))
+        fast.plot(middle, speed, linewidth=1.8, label=route.name, **look)
+    near.axhspan(FAR, _TOP, color=ax_.PALE, alpha=0.35, linewidth=0)
+    near.text(0.01, (FAR + _TOP) / 2, FAR_WORDS, fontsize=7, color=INK, va="center")
+    near.set(ylim=(0, _TOP), xlim=(0, 1), ylabel="support\n(percentile of cells)")
+    near.tick_params(labelbottom=False)
+    fast.set(xlim=(0, 1), xlabel="share of the length", ylabel="speed\n(length a unit of time)")
+    fast.set_ylim(bottom=0)
+    for one in (near, fast):
+        ax_.tidy(one)
+        one.tick_params(labelsize=8)
+    ax_.key(figure, entries, loc="outside lower center", ncols=min(len(entries), 4))
+    name_ends(ax, plane, routes, looks)
+    return ax
+
+
+def _clock(route: Route) -> np.ndarray:
+    """Times of the points from 0 to 1: its own, or their numbers."""
+    time_n = np.arange(len(route.z_nk), dtype=float) if route.time_n is None else route.time_n
+    return (time_n - time_n[0]) / (time_n[-1] - time_n[0])

@@ -1,0 +1,95 @@
+"""Latent points, and the spread around them, on the two axes of a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scdecode.errors import InputError
+
+_NEAREST = 30
+"""Cells whose places a bare point takes the mean of, in an embedding."""
+_MOST = 20_000
+"""Cells of an embedding that points are carried by, at most."""
+
+Carry = Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """Where cells are, and how to get there from the latent space."""
+
+    cells_n2: np.ndarray
+    labels: tuple[str, str]  # of the axes
+    words: str  # of how a path got there, where it is not just a projection
+    carry: Carry  # points (n, k) and covariances (n, k, k) or None -> (n, 2) and (n, 2, 2) or None
+
+
+def principal_plane(cells_nk: np.ndarray) -> Plane:
+    """The first two principal axes of the cells."""
+    cells_nk = np.asarray(cells_nk, dtype=np.float64)
+    centre = cells_nk.mean(axis=0)
+    _, singular, rows = np.linalg.svd(cells_nk - centre, full_matrices=False)
+    axes_2k, share = np.zeros((2, cells_nk.shape[1])), np.zeros(2)
+    n = min(2, len(rows))  # a latent space of one dimension has one axis
+    axes_2k[:n], share[:n] = rows[:n], singular[:n] ** 2 / max(float((singular**2).sum()), 1e-300)
+
+    def carry(points_nk: np.ndarray, spread_nkk: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        return (points_nk - centre) @ axes_2k.T, None if spread_nkk is None else axes_2k @ spread_nkk @ axes_2k.T
+
+    labels = [f"latent principal axis {i + 1} ({share[i]:.0%} of variance)" if i < n else "" for i in range(2)]
+    return Plane((cells_nk - centre) @ axes_2k.T, (labels[0], labels[1]), "", carry)
+
+
+def embedded_plane(cells_nk: np.ndarray, embedding: Any) -> Plane:
+    """A given embedding of the cells, to which points are carried by the cells near them.
+
+    A point of a tube is the mean of the cells' places weighted by the density of the tube's normal distribution at the
+    cells' latents, and its spread their weighted covariance. A bare point is the mean over its 30 nearest cells, with
+    Gaussian weights whose standard deviation is half the distance of the last of them.
+
+    Raises
+    ------
+    InputError
+        For an embedding that is not two numbers for each of the cells.
+    """
+    names = embedding.columns if isinstance(embedding, pd.DataFrame) else ("embedding axis 1", "embedding axis 2")
+    place_n2 = np.asarray(embedding, dtype=np.float64)
+    if place_n2.shape != (len(cells_nk), 2) or not np.isfinite(place_n2).all():
+        raise InputError(
+            f"embedding: shape {place_n2.shape} came, two finite numbers for each of the {len(cells_nk):,} cells, "
+            f"({len(cells_nk)}, 2), were expected; pass the latents of the same cells as cells="
+        )
+    some = np.random.default_rng(0).permutation(len(cells_nk))[:_MOST]
+    near_nk, near_n2 = np.asarray(cells_nk, dtype=np.float64)[some], place_n2[some]
+
+    def carry(points_nk: np.ndarray, spread_nkk: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        weights = [
+            _weights(near_nk, point, None if spread_nkk is None else spread_nkk[i]) for i, point in enumerate(points_nk)
+        ]
+        mean_n2 = np.stack([weight @ near_n2 for weight in weights])
+        if spread_nkk is None:
+            return mean_n2, None
+        around = (near_n2 - mean for mean in mean_n2)
+        return mean_n2, np.stack([(off * w[:, None]).T @ off for w, off in zip(weights, around, strict=True)])
+
+    return Plane(place_n2, (str(names[0]), str(names[1])), "paths: mean place of the cells around", carry)
+
+
+def _weights(cells_nk: np.ndarray, point_k: np.ndarray, spread_kk: np.ndarray | None) -> np.ndarray:
+    """How much each cell is at a point; they sum to one."""
+    off_nk = cells_nk - point_k
+    if spread_kk is None:
+        square_n = (off_nk**2).sum(axis=1)
+        last = np.partition(square_n, min(_NEAREST, len(square_n)) - 1)[min(_NEAREST, len(square_n)) - 1]
+        square_n = np.where(square_n <= last, square_n / max(float(last) / 4, 1e-300), np.inf)
+    else:
+        values, vectors = np.linalg.eigh(spread_kk.astype(np.float64))
+        values = np.maximum(values, 1e-4 * max(float(values[-1]), 1e-12))  # of a spread that is flat somewhere
+        square_n = ((off_nk @ vectors) ** 2 / values).sum(axis=1)
+    weight_n = np.exp(-0.5 * (square_n - square_n.min()))
+    return np.asarray(weight_n / weight_n.sum())

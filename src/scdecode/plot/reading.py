@@ -1,0 +1,137 @@
+"""What a picture reads from a decoded result: its unit, its lines, its genes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from scdecode.errors import InputError, unknown_name
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """The points of one lineage in one condition, in the order of their time."""
+
+    lineage: str | None
+    condition: str | None
+    rows: np.ndarray  # (n,) of the result
+    x: np.ndarray  # (n,) float64: their time, or their number
+    far: np.ndarray  # (n,) bool: not supported by training cells; False where that is not known
+
+    @property
+    def name(self) -> str | None:
+        """Lineage and condition, in words."""
+        return ", ".join(part for part in (self.lineage, self.condition) if part is not None) or None
+
+
+def made_of(expression: AnnData) -> Any:
+    """What a result says of itself.
+
+    Raises
+    ------
+    InputError
+        Where it is not a result of ``model.decode``.
+    """
+    made = expression.uns.get("scdecode")
+    if made is None:
+        raise InputError("expression: it has no uns['scdecode']; a result of model.decode(...) was expected")
+    return made
+
+
+def unit_of(expression: AnnData) -> str:
+    """Unit of the expression, with the library size it is for."""
+    made = made_of(expression)
+    if "baseline" in made:  # what counterfactual() gives of the conditions: each less the baseline
+        return f"{_unit(expression, made)},\ndifference from {made['baseline']}"
+    return _unit(expression, made)
+
+
+def _unit(expression: AnnData, made: Any) -> str:
+    if made["quantity"] == "scale":
+        return "fraction of RNA" if made["library"] == "counts" else "expression at size factor one"
+    sizes = expression.obs["library_size"].unique()
+    if made["library"] == "counts":
+        at = f"library of {sizes[0]:,.0f} counts" if len(sizes) == 1 else "library of each point"
+    else:
+        at = f"size factor {sizes[0]:.3g}" if len(sizes) == 1 else "size factor of each point"
+    word = {"rate": "expected counts", "mean": "expected counts with zero inflation", "counts": "drawn counts"}
+    return f"{word[made['quantity']]}, {at}"
+
+
+def time_label(expression: AnnData) -> str:
+    """What the horizontal axis is."""
+    if "time" not in expression.obs:
+        return "point"
+    return str(made_of(expression).get("time_name", "position along the path"))
+
+
+def lines_of(expression: AnnData) -> list[Line]:
+    """The lines of a result: one, or one for each lineage and condition."""
+    obs = expression.obs
+    keys = [name for name in ("lineage", "condition") if name in obs]
+    time_n = obs["time"].to_numpy(dtype=float) if "time" in obs else np.arange(len(obs), dtype=float)
+    far_n = ~obs["supported"].fillna(True).to_numpy(dtype=bool)  # where support is unknown nothing is marked
+    groups: list[tuple[tuple[Any, ...], np.ndarray]] = [((), np.arange(len(obs)))]
+    if keys:
+        codes_n, names = pd.MultiIndex.from_frame(obs[keys].astype(str)).factorize()
+        groups = [(tuple(name), np.flatnonzero(codes_n == code)) for code, name in enumerate(names)]
+    lines = []
+    for name, rows in groups:
+        named = dict(zip(keys, name, strict=True))
+        order = rows[np.argsort(time_n[rows], kind="stable")] if "time" in obs else rows
+        x = time_n[order] if "time" in obs else np.arange(len(order), dtype=float)
+        lines.append(Line(named.get("lineage"), named.get("condition"), order, x, far_n[order]))
+    return lines
+
+
+def is_line(expression: AnnData, lines: Sequence[Line]) -> bool:
+    """Whether points follow one another in time: not those of no path, nor several draws of one point."""
+    return "time" in expression.obs and all((np.diff(line.x) > 0).all() for line in lines)
+
+
+def columns_of(expression: AnnData, genes: Sequence[str], place: str = "genes", kind: str = "decoded genes") -> Any:
+    """Where genes are among those of a result or of cells.
+
+    Raises
+    ------
+    InputError
+        For no genes, or one that is not there.
+    """
+    if not len(genes):
+        raise InputError(f"{place}: none came, names of {kind} were expected")
+    positions = expression.var_names.get_indexer(pd.Index(list(genes)))
+    if (positions < 0).any():
+        raise InputError(unknown_name(place, genes[int((positions < 0).argmax())], list(expression.var_names), kind))
+    return positions
+
+
+def dense(matrix: Any, columns: Any) -> np.ndarray:
+    """Columns of an expression matrix, in memory or on disk, dense or sparse."""
+    if hasattr(matrix, "to_memory"):  # anndata's sparse matrices on disk
+        matrix = matrix.to_memory()
+    values = matrix[:, columns].toarray() if sp.issparse(matrix) else np.asarray(matrix[:])[:, columns]
+    return np.asarray(values, dtype=np.float64)
+
+
+def most_changing(expression: AnnData, n: int = 30) -> list[str]:
+    """The genes whose log1p expression varies most over the points, ordered by where along them they peak.
+
+    Parameters
+    ----------
+    expression
+        From ``model.decode``.
+    n
+        How many, at most.
+    """
+    lines = lines_of(expression)
+    rows, x = (np.concatenate(parts) for parts in ([line.rows for line in lines], [line.x for line in lines]))
+    values = np.log1p(dense(expression.X, np.arange(expression.n_vars)))[rows]
+    chosen = np.argsort(-values.std(axis=0))[:n]
+    peaks = x[values[:, chosen].argmax(axis=0)]
+    return [str(expression.var_names[i]) for i in chosen[np.argsort(peaks, kind="stable")]]

@@ -1,0 +1,311 @@
+"""Expression of genes along a path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from anndata import AnnData
+
+from scdecode.errors import InputError
+from scdecode.plot import axes as ax_
+from scdecode.plot.axes import COLOURS, FAR_WORDS, INK, STYLES
+from scdecode.plot.bands import Band, bands_of, changed
+from scdecode.plot.labels import line_ends
+from scdecode.plot.observed import Observed, bins_of, read_observed
+from scdecode.plot.reading import Line, columns_of, dense, is_line, lines_of, time_label, unit_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TOGETHER = 4
+"""Genes on the same axes, at most, where nobody says otherwise: of more, nobody tells the bands apart."""
+
+_GREY = "#888888"
+_DOTS = 3_000  # cells shown as dots, at most; their means are of all
+_COVERED = 0.98  # of the dots are within the axes: the rest would press the lines to the ground
+
+
+@dataclass(frozen=True, eq=False)
+class _Scene:
+    """Everything there is to draw, on one Axes or on several."""
+
+    genes: list[str]
+    lines: list[Line]
+    values_ng: np.ndarray
+    bands: list[Band]
+    observed: Observed | None
+    joined: bool  # points are a line
+    together: bool  # all genes on the same Axes
+
+    @property
+    def by_gene(self) -> bool:
+        """Whether colours tell genes apart, or else lineages and conditions."""
+        return self.together and len(self.genes) > 1
+
+    def look(self, gene: int, line: int) -> tuple[Any, Any]:
+        """Colour and line style."""
+        colour, style = (gene, gene if len(self.lines) == 1 else line) if self.by_gene else (line, line)
+        return COLOURS[colour % len(COLOURS)], STYLES[style % len(STYLES)]
+
+
+def trends(
+    expression: AnnData,
+    genes: Sequence[str] | str,
+    *,
+    cells: AnnData | None = None,
+    time: Any = None,
+    lineage: Any = None,
+    layer: str | None = None,
+    library_size: Any = None,
+    band: str | None = None,
+    panels: bool | None = None,
+    log: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """Expression of genes along the points, with bands, and the observed cells behind it where they are given.
+
+    Several lineages (``obs["lineage"]``) or conditions (``obs["condition"]``) are lines of their own. Stretches that
+    are not supported by training cells are grey; of one of several lines, they are hollow. Points without an order (no
+    ``time`` in ``obs``), and several draws of a point, are dots and no line.
+
+    Parameters
+    ----------
+    expression
+        From ``model.decode``: points x genes.
+    genes
+        Names.
+    cells
+        Observed cells with counts, drawn as dots and as means of up to 20 bins of equally many cells with their
+        standard errors, all in the unit of the expression: ``counts * library size of the expression / counts of the
+        cell in the model's genes``. What was decoded for one batch goes with the cells of that batch.
+    time
+        Of the cells, in the units of the path's time: a column of ``cells.obs``, or an array; by default the column of
+        the name of the path's time (``uns["scdecode"]["time_name"]``). Cells before or after the path, or without a
+        time, are left out.
+    lineage
+        Of the cells, to show them in the colour of their line: a column of ``cells.obs``, or an array, with names of
+        lineages or conditions; cells of other names are grey. By default all are.
+    layer
+        Of the cells' counts; by default ``X``.
+    library_size
+        Of the cells, a column of ``cells.obs`` or an array, in counts; for a model with a size factor, that.
+    band
+        ``"cells"``: the 5 to 95 % of the cells' spread. ``"models"``, ``"counts"``: one standard deviation between
+        models, or of the model's count noise. ``"parts"``: these three, one around the other (variances add up).
+        ``"none"``. By default the cells' spread and, darker in it, that between models, where there are.
+    panels
+        Whether each gene has Axes of its own, with its own vertical axis. By default from five genes on, and of fewer
+        where there are several lines or observed cells; never on ``ax``.
+    log
+        Whether the vertical axis is ``log1p`` of the expression.
+    ax
+        Where to draw; by default a new figure.
+
+    Returns
+    -------
+    Axes
+        Of the first gene where there are panels; ``.figure.axes`` are those of all, in the order of the genes.
+
+    Raises
+    ------
+    InputError
+        For what is no result of ``model.decode``, unknown genes, layers or columns, lengths that do not fit, a
+        band that the expression does not have, or panels on one ``ax``.
+    CountsError
+        For cells whose counts are none.
+    """
+    genes = [genes] if isinstance(genes, str) else list(genes)
+    unit, columns, lines = unit_of(expression), columns_of(expression, genes), lines_of(expression)
+    if panels and ax is not None:
+        raise InputError("panels: True came with ax, which is one Axes; leave one of them out")
+    values_ng = dense(expression.X, columns)
+    bands = bands_of(expression, columns, values_ng, band)
+    observed = None
+    if cells is not None:
+        how = {"time": time, "lineage": lineage, "layer": layer, "library_size": library_size}
+        observed = read_observed(expression, lines, genes, cells, **how)
+    if panels is None:
+        crowded = len(lines) > 1 or observed is not None or band == "parts"
+        panels = ax is None and len(genes) > (1 if crowded else TOGETHER)
+    if log and (values_ng < 0).any():
+        raise InputError("log: the expression has negative values, as differences have; leave it out")
+    if log:
+        values_ng, bands = np.log1p(values_ng), [changed(each, np.log1p) for each in bands]
+    scene = _Scene(
+        genes,
+        lines,
+        values_ng,
+        bands,
+        observed,
+        joined=is_line(expression, lines),
+        together=len(genes) == 1 or not panels,
+    )
+    x_label, y_label = time_label(expression), f"log1p of {unit}" if log else unit
+    return _panels(scene, x_label, y_label, log) if panels else _together(scene, ax, x_label, y_label, log)
+
+
+def _together(scene: _Scene, ax: Axes | None, x_label: str, y_label: str, log: bool) -> Axes:
+    given, ax = ax, ax_.one(ax, (6.0, 3.8))
+    above = _draw(scene, ax, range(len(scene.genes)), log)
+    ax.set_xlabel(x_label)
+    ax.set_ylabel(y_label)
+    entries = _keys(scene, above)
+    if scene.by_gene and scene.joined:
+        first = scene.lines[0]
+        rows = np.concatenate([line.rows[-1:] for line in scene.lines if line.x[-1] == first.x[-1]])
+        looks = [scene.look(gene, 0)[0] for gene in range(len(scene.genes))]
+        line_ends(ax, list(scene.values_ng[rows].mean(axis=0)), scene.genes, looks)
+    elif len(scene.genes) == 1:
+        ax.set_title(scene.genes[0], fontsize=10, loc="left", style="italic")
+    # above the axes, as names of lines are beside them
+    if given is None:
+        ax_.key(ax_.figure_of(ax), entries, loc="outside upper left", ncols=3 if len(entries) < 4 else 2)
+    else:
+        above_title = 1.06 if len(scene.genes) == 1 else 1.0
+        ax_.key(ax, entries, loc="lower left", bbox_to_anchor=(0.0, above_title), ncols=2)
+    return ax
+
+
+def _panels(scene: _Scene, x_label: str, y_label: str, log: bool) -> Axes:
+    n = len(scene.genes)
+    across = min(n, 3 if n <= 9 else 4 if n <= 16 else 5)
+    down = -(-n // across)
+    size = (0.7 + 2.3 * across, 0.9 + 1.75 * down)
+    figure, axes = ax_.grid(down, across, size, sharex=True)
+    above = 0.0
+    for gene, ax in enumerate(axes[:n]):
+        above = max(above, _draw(scene, ax, [gene], log))
+        ax.set_title(scene.genes[gene], fontsize=9, loc="left", style="italic")
+        ax.tick_params(labelsize=8)
+    for ax in axes[n:]:
+        ax.remove()
+    for ax in axes[max(0, n - across) : n]:
+        ax.tick_params(labelbottom=True)
+    figure.supxlabel(x_label, fontsize=10)
+    figure.supylabel(ax_.broken(y_label, size[1] - 0.8), fontsize=10)
+    ax_.key(figure, _keys(scene, above), loc="outside upper left", ncols=min(across, 3) if across != 3 else 2)
+    return axes[0]
+
+
+def _draw(scene: _Scene, ax: Axes, genes: Sequence[int], log: bool) -> float:
+    """Draw genes on Axes; the share of the dots that is above them."""
+    from matplotlib.colors import to_rgba
+
+    single = len(scene.lines) == 1
+    tops = []
+    for gene in genes:
+        for number, line in enumerate(scene.lines):
+            colour, style = scene.look(gene, number)
+            for band in scene.bands if scene.joined else ():
+                low, high = band.low_ng[line.rows, gene], band.high_ng[line.rows, gene]
+                face, edge = to_rgba(colour, band.alpha), to_rgba(colour, 0.6)
+                ax.fill_between(line.x, low, high, facecolor=face, edgecolor=edge, linewidth=0.6, zorder=2)
+                tops.append(high.max())
+            dots: dict[str, Any] = {} if scene.joined else {"linestyle": "none", "marker": ".", "markersize": 4}
+            drawn = {"linestyle": style, "linewidth": 1.8, "zorder": 4} | dots
+            values = scene.values_ng[line.rows, gene]
+            label = ", ".join(part for part in (scene.genes[gene], line.name) if part is not None)
+            ax.plot(line.x, values, color=colour, label=label, **drawn)
+            tops.append(values.max())
+            if scene.joined and not single:
+                ax_.hollow(ax, line.x, values, line.far, colour, zorder=4.1)
+    if single:
+        ax_.stripes(ax, scene.lines[0].x, scene.lines[0].far)
+    seen = np.concatenate([_dots(scene, ax, gene, log) for gene in genes])
+    lowest = min(float(scene.values_ng[:, list(genes)].min()), float(seen.min(initial=0)))
+    first, last = min(line.x[0] for line in scene.lines), max(line.x[-1] for line in scene.lines)
+    if scene.joined and last > first:
+        ax.set_xlim(first, last)
+    if lowest >= 0:
+        ax.set_ylim(bottom=0)
+    else:
+        ax.axhline(0, color="#999999", linewidth=0.7, zorder=0.5)
+    ax_.tidy(ax)
+    if not len(seen):
+        return 0.0
+    top = 1.05 * max(*tops, float(np.quantile(seen, _COVERED)), 1e-12)
+    ax.set_ylim(top=top)
+    return float((seen > top).mean())
+
+
+def _dots(scene: _Scene, ax: Axes, gene: int, log: bool) -> np.ndarray:
+    """Draw the observed cells, and their means; return where they are on the vertical axis."""
+    seen = scene.observed
+    if seen is None:
+        return np.zeros(0)
+    change = np.log1p if log else np.asarray
+    value_n = seen.values_ng[:, gene]
+    some = np.random.default_rng(0).permutation(len(value_n))[:_DOTS]
+    for number in np.unique(seen.group_n):
+        colour = _GREY if number < 0 and not scene.by_gene else scene.look(gene, max(number, 0))[0]
+        own = some[seen.group_n[some] == number]
+        ax.scatter(
+            seen.x[own], change(value_n[own]), s=4, color=colour, alpha=0.35, linewidths=0, zorder=1, rasterized=True
+        )
+        own = seen.group_n == number
+        bins = bins_of(seen.x[own], value_n[own])
+        if bins is None or (number < 0 and len(scene.lines) > 1):  # a mean over lineages is that of none
+            continue
+        low, high = (change(np.maximum(bins.mean + sign * bins.error, 0)) for sign in (-1, 1))
+        edge = INK if number < 0 and not scene.by_gene else colour
+        ax.vlines(bins.x, low, high, color=edge, linewidth=0.9, zorder=5)
+        ax.plot(
+            bins.x,
+            change(bins.mean),
+            "o",
+            markersize=3.2,
+            color="white",
+            markeredgecolor=edge,
+            zorder=5.1,
+            label="_means",
+        )
+    return np.asarray(change(value_n))
+
+
+def _keys(scene: _Scene, above: float) -> list[tuple[Any, str]]:
+    """Handles and words for everything that no label says."""
+    from matplotlib.lines import Line2D
+
+    entries: list[tuple[Any, str]] = []
+    several = len(scene.lines) > 1
+    band_colour = INK if scene.by_gene or several else COLOURS[0]
+    if not scene.joined and (scene.by_gene or several):
+        for gene, name in enumerate(scene.genes if scene.by_gene else scene.genes[:1]):
+            for number, line in enumerate(scene.lines if not scene.by_gene or not gene else scene.lines[:1]):
+                dot = Line2D([], [], color=scene.look(gene, number)[0], linestyle="none", marker=".", markersize=6)
+                entries.append((dot, name if scene.by_gene else str(line.name)))
+    elif several:
+        for number, line in enumerate(scene.lines):
+            colour, style = scene.look(0, number)
+            handle = Line2D([], [], color=INK if scene.by_gene else colour, linestyle=style, linewidth=1.8)
+            entries.append((handle, str(line.name)))
+    elif scene.joined and scene.bands:
+        entries.append((Line2D([], [], color=band_colour, linewidth=1.8), "mean"))
+    if scene.joined:
+        entries += [(ax_.band_patch(band_colour, band.alpha), band.words) for band in scene.bands[::-1]]
+    if scene.observed is not None:
+        entries += _observed_keys(scene, scene.observed, above)
+    if any(line.far.any() for line in scene.lines):
+        entries.append((ax_.hollow_key() if several and scene.joined else ax_.stripe_patch(), FAR_WORDS))
+    return entries
+
+
+def _observed_keys(scene: _Scene, seen: Observed, above: float) -> list[tuple[Any, str]]:
+    from matplotlib.lines import Line2D
+
+    n = len(seen.x)
+    dot = Line2D([], [], color=_GREY, linestyle="none", marker=".", markersize=5, markeredgewidth=0)
+    few = f"{_DOTS:,} of {n:,} observed cells" if n > _DOTS else f"{n:,} observed cells"
+    entries: list[tuple[Any, str]] = [(dot, f"{few} (up to {100 * above:.1f} % above the axes)" if above else few)]
+    groups = np.unique(seen.group_n)
+    sizes = [np.sum(seen.group_n == group) for group in groups if group >= 0 or len(scene.lines) == 1]
+    means = [bins.size for bins in (bins_of(np.arange(size), np.zeros(size)) for size in sizes) if bins is not None]
+    if means:
+        ring = Line2D([], [], color="white", marker="o", markersize=4, markeredgecolor=INK, linestyle="none")
+        least, most = min(means), max(means)
+        some = f"{least}" if least == most else f"{least}–{most}"
+        entries.append((ring, f"mean of {some} cells, ± standard error"))
+    return entries
