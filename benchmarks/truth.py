@@ -68,8 +68,14 @@ def write(outcomes: dict[str, Outcome], folder: Path, command: str) -> None:
         date = datetime.now(UTC).isoformat(timespec="minutes")
         known[name] = dataclasses.asdict(outcome) | {"command": command, "date": date}
     path.write_text(json.dumps(known, indent=1) + "\n")
-    parts = [f"## {known[name]['title']}\n\n{known[name]['text']}\n\n{known[name]['tables']}\n" for name in ROOMS if name in known]
-    (folder / "truth.md").write_text("# True expression, measured\n\nMade by `benchmarks/truth.py`.\n\n" + "\n".join(parts))
+    parts = [
+        f"## {known[name]['title']}\n\n{known[name]['text']}\n\n{known[name]['tables']}\n"
+        for name in ROOMS
+        if name in known
+    ]
+    (folder / "truth.md").write_text(
+        "# True expression, measured\n\nMade by `benchmarks/truth.py`.\n\n" + "\n".join(parts)
+    )
 
 
 if __name__ == "__main__":

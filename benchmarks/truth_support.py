@@ -41,7 +41,15 @@ def run(sizes: Sizes) -> Outcome:
                 rank = float(spearmanr(score, error).statistic)
                 data[key] = [rank, float(flagged.mean())]
                 means = [f"{error[of].mean():.3f}" if of.any() else "" for of in (flagged, ~flagged)]
-                lines.append([kind, f"{library} counts, {batches} batches, seed {seed}", f"{rank:.2f}", f"{flagged.mean():.0%}", *means])
+                lines.append(
+                    [
+                        kind,
+                        f"{library} counts, {batches} batches, seed {seed}",
+                        f"{rank:.2f}",
+                        f"{flagged.mean():.0%}",
+                        *means,
+                    ]
+                )
             print(f"support: {library} counts, {batches} batches, seed {seed}", flush=True)
     for key, shares in data.items():
         if key.endswith("by push"):
@@ -52,7 +60,15 @@ def run(sizes: Sizes) -> Outcome:
         rank = float(spearmanr(score, error).statistic)
         data["pushed, RNA mixtures"] = [rank, float(flagged.mean())]
         means = [f"{error[of].mean():.3f}" if of.any() else "" for of in (flagged, ~flagged)]
-        lines.append(["pushed", "RNA mixtures (truth: the mean of the wells of a kind)", f"{rank:.2f}", f"{flagged.mean():.0%}", *means])
+        lines.append(
+            [
+                "pushed",
+                "RNA mixtures (truth: the mean of the wells of a kind)",
+                f"{rank:.2f}",
+                f"{flagged.mean():.0%}",
+                *means,
+            ]
+        )
     return Outcome("Support", (__doc__ or "").strip(), table(lines) + "\n\n" + table(pushed), data)
 
 
@@ -79,7 +95,9 @@ def _points(library: int, batches: int, seed: int, sizes: Sizes) -> dict[str, Tr
     kept = np.flatnonzero(~dropped)
     chosen = rng.choice(kept, N_POINTS)
     push = rng.integers(len(PUSHES), size=N_POINTS)
-    points = latent[chosen] + _directions(rng, N_POINTS, latent.shape[1]) * _typical(model) * np.array(PUSHES)[push, None]
+    points = (
+        latent[chosen] + _directions(rng, N_POINTS, latent.shape[1]) * _typical(model) * np.array(PUSHES)[push, None]
+    )
     found["pushed"] = measured(points, time[chosen], branch[chosen])
     for i, size in enumerate(PUSHES):
         found[f"pushed|{size:g}"] = tuple(part[push == i] for part in found["pushed"])
@@ -105,7 +123,9 @@ def _wells(sizes: Sizes) -> Triple:
     protocol = wells.obs["batch"].to_numpy()
     # as decoded by default, the truth is averaged over protocols by their cells
     shares = wells.obs["batch"].value_counts(normalize=True)
-    truth = {m: sum(shares[p] * fractions[(kind == m) & (protocol == p)].mean(0) for p in shares.index) for m in set(kind)}
+    truth = {
+        m: sum(shares[p] * fractions[(kind == m) & (protocol == p)].mean(0) for p in shares.index) for m in set(kind)
+    }
     chosen = rng.integers(len(latent), size=N_POINTS // 2)
     push = np.array(PUSHES)[rng.integers(len(PUSHES), size=len(chosen))]
     points = latent[chosen] + _directions(rng, len(chosen), latent.shape[1]) * _typical(model) * push[:, None]

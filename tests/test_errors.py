@@ -65,6 +65,7 @@ def test_warnings_are_user_warnings():
         "ConditionWarning",
         "CountsWarning",
         "TrainingWarning",
+        "ConvergenceWarning",
     }
     assert all(issubclass(c, UserWarning) for c in exported(Warning).values())
 

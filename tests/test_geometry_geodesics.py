@@ -10,7 +10,7 @@ from small_models import make_adata, make_model
 from test_geometry_metric import FULL, sphere
 
 import scdecode as sd
-from scdecode.errors import ConditionError, ConfigError, InputError, PointsError, ScdecodeWarning
+from scdecode.errors import ConditionError, ConfigError, ConvergenceWarning, InputError, PointsError
 from scdecode.geometry import Geodesic, ParameterMap, geodesic, metric, path_length
 from scdecode.geometry.nearness import Nearness
 from scdecode.geometry.searching import STEPS, Spline, Task
@@ -193,7 +193,7 @@ def test_a_path_that_ends_worse_than_the_straight_line_is_tried_again():
 
 
 def test_a_search_that_is_cut_short_warns(model, ends):
-    with pytest.warns(ScdecodeWarning, match=r"^geodesic: the search did not converge in 1 steps"):
+    with pytest.warns(ConvergenceWarning, match=r"^geodesic: the search did not converge in 1 steps"):
         found = geodesic(model, *ends, batch="batch_1", max_iterations=1)
     assert not found.converged and found.n_iterations == 1
     assert any("did not converge" in note for note in found.notes)

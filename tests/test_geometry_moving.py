@@ -5,7 +5,7 @@ import pytest
 import torch
 from small_models import make_adata, make_model
 
-from scdecode.errors import ConfigError, InputError, PointsError, ScdecodeWarning, SupportWarning
+from scdecode.errors import ConfigError, ConvergenceWarning, InputError, PointsError, SupportWarning
 from scdecode.geometry import ParameterMap, metric, move, path_length
 
 
@@ -99,7 +99,7 @@ def test_it_stops_at_the_edge_of_the_support():
 
 def test_what_cannot_be_is_said():
     same = linear([[1.0, 0.5, 0.0], [1.0, 0.5, 0.0], [0.0, 0.0, 1.0]])  # A and B are one gene
-    with pytest.warns(ScdecodeWarning, match=r"^move: no step nearby changes the genes any further as asked, at 0%"):
+    with pytest.warns(ConvergenceWarning, match=r"^move: no step nearby changes the genes any further as asked, at 0%"):
         found = move(same, [0.0, 0.0, 0.0], {"A": "+", "B": "-"})
     assert not found.complete and len(found) == 1 and found.length == 0
 
@@ -107,7 +107,7 @@ def test_what_cannot_be_is_said():
         return torch.cat([z[:, :1].tanh(), z[:, 1:]], dim=1)
 
     decoder = ParameterMap.of_function(bounded, 2, gene_likelihood="poisson", genes=["A", "B"])
-    with pytest.warns(ScdecodeWarning, match=r"no step nearby"):
+    with pytest.warns(ConvergenceWarning, match=r"no step nearby"):
         found = move(decoder, [0.0, 0.0], {"A": 2.0})  # at most 1 / log(2)
     assert 1.3 < found.targets.reached["A"] < 1 / np.log(2)
 

@@ -61,22 +61,33 @@ def error_of(spread_nkk, rows=slice(None)):
 
 @pytest.mark.filterwarnings(UNKNOWN)
 def test_it_is_that_of_the_cells(on_path):
-    """Within 25 % everywhere, 15 % inside.
+    """Within 40 % of the size of the covariance everywhere, 27 % on average.
 
-    A covariance of the 300 cells or so that the kernel weighs has an error of sqrt((k + 1) / 300) = 14 % of its size;
-    at the ends the kernel sees one side alone, where cells scatter less (or more) than at the end itself.
+    A covariance of the 500 cells or so within the kernel has an error of sqrt((k + 1) / 500) = 11 % of its size by
+    chance. Cells far from the path count less, which takes some ten per cent of the widest direction; and at the ends
+    the kernel sees one side alone, where cells scatter less (or more) than at the end itself.
     """
     tube = tube_around(POINTS, on_path)
     assert tube.spread_nkk.shape == (N_POINTS, K, K)
     error = error_of(tube.spread_nkk)
-    assert error.max() < 0.25
-    assert error[3:-3].mean() < 0.15
+    assert error.max() < 0.4
+    assert error.mean() < 0.27
     np.testing.assert_allclose(tube.spread_nkk, tube.spread_nkk.swapaxes(1, 2), atol=1e-12)
     assert (np.linalg.eigvalsh(tube.spread_nkk) > 0).all()
-    # it grows, threefold, and knows of the correlation (0.67)
-    assert 2 < tube.spread_nkk[-1, 3, 3] / tube.spread_nkk[0, 3, 3] < 4
+    # it grows (threefold, but the ends are averages over a stretch), and knows of the correlation (0.67)
+    assert 1.6 < tube.spread_nkk[-1, 3, 3] / tube.spread_nkk[0, 3, 3] < 4
     correlation = tube.spread_nkk[:, 2, 3] / np.sqrt(tube.spread_nkk[:, 2, 2] * tube.spread_nkk[:, 3, 3])
-    assert np.abs(correlation - 0.08 / 0.12).max() < 0.15
+    assert np.abs(correlation - 0.08 / 0.12).max() < 0.25
+
+
+@pytest.mark.filterwarnings(UNKNOWN)
+@pytest.mark.parametrize("n_cells", [400, 2000, 10_000])
+def test_more_cells_do_not_make_it_narrower(n_cells):
+    """What is near is a share of the cells: were it a number of them, many cells would be a narrow tube."""
+    cells = scattered(np.random.default_rng(1).uniform(0, 1, n_cells), seed=2)
+    found = np.trace(tube_around(POINTS, cells).spread_nkk, axis1=1, axis2=2)
+    known = np.trace(known_covariance(TIME), axis1=1, axis2=2)
+    assert 0.75 < (found / known)[2:-2].mean() < 1.25
 
 
 @pytest.mark.filterwarnings(UNKNOWN)
@@ -84,7 +95,7 @@ def test_cells_of_another_branch_are_left_out(on_path, branch):
     alone, mixed = tube_around(POINTS, on_path), tube_around(POINTS, np.concatenate([on_path, branch]))
     # where the branch leaves the path, cells belong to both; beyond, the found spread is as without it
     fork = np.abs(TIME - 0.5) < 0.15
-    assert error_of(mixed.spread_nkk, ~fork).max() < 0.3
+    assert error_of(mixed.spread_nkk, ~fork).max() < 0.4
     difference = np.linalg.norm(mixed.spread_nkk - alone.spread_nkk, axis=(1, 2))
     assert (difference / np.linalg.norm(alone.spread_nkk, axis=(1, 2)))[~fork].max() < 0.15
     # taken together, cells of the branch, which go to the nearest point of the path, would be many times as wide
@@ -181,7 +192,7 @@ def test_every_cell_twice_is_as_once(on_path):
     cells = on_path[:1500]
     once, twice = tube_around(POINTS, cells).spread_nkk, tube_around(POINTS, np.concatenate([cells, cells])).spread_nkk
     apart = np.linalg.norm(twice - once, axis=(1, 2)) / np.linalg.norm(once, axis=(1, 2))
-    assert apart.max() < 0.3
+    assert apart.max() < 0.4
 
 
 @pytest.mark.filterwarnings(UNKNOWN)
@@ -197,8 +208,20 @@ def test_shares_of_the_length():
     np.testing.assert_allclose(shares(np.array([[0, 0], [3, 4], [3, 5], [3, 9]])), [0, 0.5, 0.6, 1])
     with pytest.raises(PointsError, match="they are all the same; a path needs two that differ"):
         shares(np.ones((4, 2)))
-    with pytest.raises(PointsError, match="points: 1 and 2 are the same; .* pass time="):
+    with pytest.raises(PointsError, match=r"points: 1 and 2 are the same; .* pass time="):
         shares(np.array([[0.0], [1.0], [1.0], [2.0]]))
+
+
+@pytest.mark.filterwarnings(UNKNOWN)
+def test_a_path_that_stays_in_a_place_for_a_while(on_path):
+    """As one of given times may: it is as long as without."""
+    again = np.array([0, 0, 3, 10, 10, 10, 19, 19])
+    np.testing.assert_allclose(
+        shares(POINTS[again], strict=False), shares(POINTS[again[[0, 2, 3, 6]]])[[0, 0, 1, 2, 2, 2, 3, 3]]
+    )
+    whole, some = tube_around(POINTS, on_path[:500]), tube_around(np.repeat(POINTS, 2, axis=0), on_path[:500])
+    np.testing.assert_allclose(some.spread_nkk[::2], whole.spread_nkk)
+    np.testing.assert_allclose(some.spread_nkk[1::2], whole.spread_nkk)
 
 
 def test_moments_over_paths():

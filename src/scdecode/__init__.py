@@ -11,6 +11,7 @@ from scdecode.errors import ScdecodeError, ScdecodeWarning
 from scdecode.linear_scvi import LinearSCVI
 from scdecode.model import SCVI
 from scdecode.opening import load
+from scdecode.paths.flows import velocity_field
 from scdecode.provenance import decode_arguments
 from scdecode.scanvi import SCANVI
 from scdecode.trajectory import Trajectory
@@ -39,4 +40,5 @@ __all__ = [
     "lineages",
     "load",
     "plot",
+    "velocity_field",
 ]

@@ -22,7 +22,8 @@
     ├── SupportWarning                 points far from every training cell
     ├── ConditionWarning               a condition or a library size that looks wrong
     ├── CountsWarning                  counts that look wrong, but can be used
-    └── TrainingWarning                training ended early or was changed
+    ├── TrainingWarning                training ended early or was changed
+    └── ConvergenceWarning             a search ended before it was done
 
 Every message has four parts: the place, what came, what was expected, and what to do.
 """
@@ -115,6 +116,10 @@ class CountsWarning(ScdecodeWarning):
 
 class TrainingWarning(ScdecodeWarning):
     """Training ended early, or was changed."""
+
+
+class ConvergenceWarning(ScdecodeWarning):
+    """A search, such as that for a geodesic, ended before it was done."""
 
 
 def listing(names: Iterable[Any], limit: int = 10) -> str:

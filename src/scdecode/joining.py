@@ -121,13 +121,16 @@ def _geodesics(
     points = np.concatenate([np.asarray(part.points)[i > 0 :] for i, part in enumerate(parts)])
     wanted = np.linspace(0.0, 1.0, n_points)
     points = np.stack([np.interp(wanted, time, column) for column in points.T.astype(np.float64)], axis=1)
-    report: dict[str, Any] = {
-        "length": float(lengths[-1]),
-        "straight_length": float(sum(part.straight_length for part in parts)),
-        "converged": all(part.converged for part in parts),
-        "energy": [np.asarray(part.energy) for part in parts] if len(parts) > 1 else np.asarray(parts[0].energy),
-    }
-    report["ratio"] = report["straight_length"] / report["length"]
+    straight = float(sum(part.straight_length for part in parts))
+    report = parts[0].report
+    if len(parts) > 1:
+        report = {
+            "length": float(lengths[-1]),
+            "straight_length": straight,
+            "ratio": straight / float(lengths[-1]),
+            "converged": all(part.converged for part in parts),
+            "parts": [part.report for part in parts],
+        }
     return Track(points, wanted, _found(model, points) if spread else None, report)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scdecode.errors import InputError, PointsError, unknown_name
+from scdecode.errors import ConditionWarning, InputError, PointsError, unknown_name, warn
 from scdecode.points import read_points
 
 CONDITIONS = ("batch", "labels", "categorical", "continuous", "library_size")
@@ -37,6 +37,10 @@ def read_paths(
     if len(read.shape) not in (1, 2) or read.shape[-1] < 2:
         raise PointsError(
             f"points: shape {(*read.shape, k)} came, (n, k) or (lineages, n, k) was expected, n at least 2"
+        )
+    if len(read.shape) == 1 and lineages is not None:
+        raise PointsError(
+            f"lineages: {list(lineages)} came for one path, (n, k); several, (lineages, n, k), have names"
         )
     if len(read.shape) == 2 and lineages is None:
         lineages = [f"path_{i + 1}" for i in range(read.shape[0])]
@@ -132,4 +136,22 @@ def read_conditions(shape: tuple[int, ...], given: Mapping[str, Any]) -> dict[st
             found[name] = {key: fitted(f"{name}[{key!r}]", v) for key, v in dict(value).items()}
         else:
             found[name] = fitted(name, value)
+    return found
+
+
+def shared_conditions(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """The conditions of several paths that hold for all of them at each time; a warning names those that do not."""
+    found: dict[str, Any] = {}
+    for name, value in conditions.items():
+        if isinstance(value, Mapping) and name in ("categorical", "continuous"):
+            found[name] = shared_conditions(value)
+        elif not isinstance(value, np.ndarray):
+            found[name] = value
+        elif (value == value[0]).all():
+            found[name] = value[0]
+        else:
+            warn(
+                f"{name}: the paths differ in it, so the pooled path is without it; pass it to decode, where one holds",
+                ConditionWarning,
+            )
     return found

@@ -20,6 +20,7 @@ from scdecode.path_inputs import (
     read_conditions,
     read_paths,
     read_times,
+    shared_conditions,
     values_of,
     variances_of,
 )
@@ -134,8 +135,8 @@ class Trajectory:
         simplex = model is not None and model.config.latent_distribution == "ln"
         z, around, lineages = read_paths(points, k, spread, lineages, simplex=simplex)
         several = lineages is not None
-        share = np.stack([shares(path) for path in z]) if several else shares(z)
-        times = share if time is None else read_times(time, z.shape[:-1])
+        share = time if time is not None else np.stack([shares(path) for path in z]) if several else shares(z)
+        times = read_times(share, z.shape[:-1])
         if around is None and model is not None and spread is not False:
             found = around_points(model, list(z) if several else [z])
             around = found if found is None or several else found[0]
@@ -363,14 +364,15 @@ class Trajectory:
         """
         found = read_lineages(adata, source, pseudotime=pseudotime, weights=weights, lineages=lineages)
         z = posterior_of(model, adata)
-        time_name = next(iter(found.values())).time_name
-        return cls.along_pseudotime(
+        name = next(iter(found.values())).time_name
+        made = cls.along_pseudotime(
             z,
             pd.DataFrame({name: lineage.pseudotime_n for name, lineage in found.items()}),
             pd.DataFrame({name: lineage.weight_n for name, lineage in found.items()}),
             n_points=n_points,
-            **{"time_name": time_name, **options},
+            **{"time_name": name, **options},
         )
+        return made if len(found) > 1 else made[0]
 
     @classmethod
     def flow(
@@ -493,7 +495,7 @@ class Trajectory:
             points=mean.astype(np.float32),
             time=self.time[0],
             spread=spread.astype(np.float32),
-            conditions={key: value for key, value in self.conditions.items() if not isinstance(value, np.ndarray)},
+            conditions=shared_conditions(self.conditions),
             lineages=None,
             origin=f"{self.origin}, pooled",
         )

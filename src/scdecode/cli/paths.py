@@ -33,7 +33,7 @@ from scdecode.cli.results import write_decoded, write_whole
 from scdecode.errors import InputError, listing, unknown_name
 
 _ENDS, _CELLS = "A path between cells", "A path along a pseudotime"
-_CONDITIONS, _OUTPUTS = "Conditions and units", "More results"
+_CONDITIONS, _OUTPUTS = "The same path in several conditions", "More results"
 
 
 @app.command(
@@ -109,7 +109,7 @@ def path(
     ] = None,
     difference: Annotated[
         Path | None,
-        typer.Option(help="With --over: differences from the first level, .h5ad or .csv.", rich_help_panel=_OUTPUTS),
+        typer.Option(help="With --over: differences from the first level, .h5ad or .csv.", rich_help_panel=_CONDITIONS),
     ] = None,
     genes_table: Annotated[
         Path | None,
@@ -190,8 +190,10 @@ def path(
         typer.echo(f"{genes_table}: {len(table):,} rows, a gene each")
     shown = chosen or plots.most_changing(expression, 6)
     if plot is not None:
-        behind = {"cells": adata, "time": pseudotime} if pseudotime is not None and lineages is None else {}
-        plots.save(plots.trends(expression, shown, **behind), plot)
+        behind = {} if start is not None else _observed(adata, pseudotime, weights, lineages, lineage)
+        plots.save(
+            plots.trends(expression, shown, **behind, layer=opened.schema.columns.layer if behind else None), plot
+        )
         typer.echo(f"{plot}: trends")
     if heatmap is not None:
         first = None if made.lineages is None else made.lineages[0]
@@ -204,6 +206,25 @@ def path(
     if change is not None:
         plots.save(plots.change(table), change)
         typer.echo(f"{change}: fold change against score")
+
+
+def _observed(
+    adata: Any, pseudotime: str | None, weights: str | None, source: str | None, lineage: list[str] | None
+) -> dict[str, Any]:
+    """The cells of the lineages, their times and lineages: those that weigh at least half of what the heaviest does."""
+    import numpy as np
+
+    from scdecode.lineages import read_lineages
+
+    found = read_lineages(adata, source or "auto", pseudotime=pseudotime, weights=weights, lineages=lineage)
+    weight_nl = np.stack([one.weight_n / one.weight_n.max() for one in found.values()], axis=1)
+    own_n = weight_nl.argmax(axis=1)
+    members = weight_nl.max(axis=1) >= 0.5
+    time_n = np.stack([one.pseudotime_n for one in found.values()], axis=1)[np.arange(len(own_n)), own_n]
+    shown = {"cells": adata[members], "time": time_n[members]}
+    if len(found) > 1:
+        shown["lineage"] = np.asarray(list(found))[own_n[members]]
+    return shown
 
 
 def _check_options(over: Any, levels: Any, difference: Any, of_genes: tuple[Any, ...], out: Path) -> None:

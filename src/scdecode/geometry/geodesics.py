@@ -2,7 +2,7 @@
 
 A path is a cubic spline through a few knots. What is minimised is its energy in the pulled-back metric, as the sum of
 the divergences of consecutive decoded distributions (Arvanitidis et al. 2022, Pulling back information geometry,
-AISTATS, PMLR 151:4872, Prop. A.2),
+AISTATS, PMLR 151:4872),
 
     E = 2 N  sum_i KL( p(x | z_i) || p(x | z_i+1) ),   i = 0 .. N - 1
 
@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scdecode.errors import InputError, PointsError, ScdecodeWarning, check_integer, check_number, unknown_name, warn
+from scdecode.errors import ConvergenceWarning, InputError, PointsError, check_integer, check_number, unknown_name, warn
 from scdecode.expression import Decodable
 from scdecode.geometry.decoded import ParameterMap, parameter_map
 from scdecode.geometry.metric import length_of
 from scdecode.geometry.nearness import Nearness
 from scdecode.geometry.searching import STEPS, Found, Spline, Task, search
+from scdecode.kernels.threads import own_threads
 from scdecode.paths.graph import shortest_track
 from scdecode.support import FAR
 
@@ -161,25 +162,26 @@ def geodesic(
     if torch.allclose(ends[0], ends[1]):
         raise PointsError("start, end: they are the same point; a path needs two that differ")
     nearness = Nearness.of(decoder.support)
-    first, origin, notes = _first_path(decoder, ends, init, nearness)
-    if nearness is None and penalty > 0:
-        notes.append("the model has no reference cells: nothing keeps the path where it has learned")
-    straight_length = length_of(decoder, ends).length
-    _check_finite(straight_length)
-    if straight_length == 0:
-        raise PointsError("start, end: the decoder does not tell them apart, so no path between them has a length")
-    task = Task(decoder, nearness, penalty, ends.double().numpy(), Spline(n_knots, STEPS), straight_length**2)
-    found = search(task, first, max_iterations)
-    straight = np.linspace(ends[0].numpy(), ends[1].numpy(), 2)
-    # "not ... <=" is true of NaN, too
-    if origin != "linear" and not found.total <= task.cost(task.spline.fit(straight, task.ends)).total:
-        notes.append(
-            f"from the {origin} path the search ended in a path worse than the straight line: repeated from there"
-        )
-        other = search(task, straight, max_iterations)
-        found = found if found.total <= other.total else other
-    _check_finite(found.total)
-    return _finish(task, found, first, n_points, origin, notes, straight_length)
+    with own_threads():  # many small operations, after each of which torch's own threads would meet
+        first, origin, notes = _first_path(decoder, ends, init, nearness)
+        if nearness is None and penalty > 0:
+            notes.append("the model has no reference cells: nothing keeps the path where it has learned")
+        straight_length = length_of(decoder, ends).length
+        _check_finite(straight_length)
+        if straight_length == 0:
+            raise PointsError("start, end: the decoder does not tell them apart, so no path between them has a length")
+        task = Task(decoder, nearness, penalty, ends.double().numpy(), Spline(n_knots, STEPS), straight_length**2)
+        found = search(task, first, max_iterations)
+        straight = np.linspace(ends[0].numpy(), ends[1].numpy(), 2)
+        # "not ... <=" is true of NaN, too
+        if origin != "linear" and not found.total <= task.cost(task.spline.fit(straight, task.ends)).total:
+            notes.append(
+                f"from the {origin} path the search ended in a path worse than the straight line: repeated from there"
+            )
+            other = search(task, straight, max_iterations)
+            found = found if found.total <= other.total else other
+        _check_finite(found.total)
+        return _finish(task, found, first, n_points, origin, notes, straight_length)
 
 
 def _check_finite(number: float) -> None:
@@ -238,7 +240,7 @@ def _finish(
             f"geodesic: the search did not converge in {len(found.trace) - 1} steps ({found.message}); the path is "
             "the best so far. Raise max_iterations, or take fewer n_knots"
         )
-        warn(message, ScdecodeWarning)
+        warn(message, ConvergenceWarning)
         notes.append(message)
     if measured.length > straight_length * (1 + _LONGER):
         straight = task.cost(task.spline.fit(task.ends, task.ends))

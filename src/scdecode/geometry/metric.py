@@ -23,6 +23,7 @@ from scdecode.errors import PointsError
 from scdecode.expression import Decodable
 from scdecode.geometry.decoded import ParameterMap, Slot, parameter_map, push
 from scdecode.geometry.divergences import fisher_information, kl_divergence
+from scdecode.kernels.threads import own_threads
 
 _NODES = 100
 """Places along a path, at least, at which its speed is measured."""
@@ -136,7 +137,7 @@ def metric_tensor(decoder: ParameterMap, z_nk: Tensor) -> Tensor:
     """The metric at points, ``(n, k, k)`` float64; the derivatives of a few points are held at a time."""
     k = decoder.n_latent
     total = torch.zeros(len(z_nk), k, k, dtype=torch.float64)
-    with torch.no_grad():
+    with torch.no_grad(), own_threads():
         for rows in decoder.tiles(len(z_nk), k):
             for slot in decoder.slots:
                 total[rows] += slot.weight * _metric_of(decoder, slot, z_nk[rows]).double()
@@ -157,7 +158,7 @@ def _metric_of(decoder: ParameterMap, slot: Slot, z_nk: Tensor) -> Tensor:
 def squared_speed(decoder: ParameterMap, z_nk: Tensor, v_nk: Tensor) -> Tensor:
     """``v^T G v`` at points, ``(n,)`` float64, by one Jacobian-vector product a point."""
     total = torch.zeros(len(z_nk), dtype=torch.float64)
-    with torch.no_grad():
+    with torch.no_grad(), own_threads():
         for rows in decoder.tiles(len(z_nk), 2):
             for slot in decoder.slots:
                 parameters = slot.function(z_nk[rows])

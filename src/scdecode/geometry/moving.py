@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from scdecode.errors import (
+    ConvergenceWarning,
     InputError,
     PointsError,
-    ScdecodeWarning,
     SupportWarning,
     check_integer,
     check_number,
@@ -311,7 +311,7 @@ def _report(way: _Way, asked: dict[int, float], points: Tensor, time: list[float
         warn(
             f"move: {stopped}, at {time[-1]:.0%} of the change asked for (see targets); ask for fewer or smaller "
             "changes, or start elsewhere",
-            SupportWarning if "support" in stopped else ScdecodeWarning,
+            SupportWarning if "support" in stopped else ConvergenceWarning,
         )
     z_nk = points.float()
     return Move(

@@ -18,6 +18,7 @@ from torch import Tensor
 from scdecode.errors import PointsError, check_integer, check_number
 from scdecode.expression import Decodable
 from scdecode.geometry.decoded import ParameterMap, parameter_map
+from scdecode.kernels.threads import own_threads
 
 _DEEPEST = 24  # halvings of a segment at most: there its share is below what float32 can tell
 _NODES = 3  # of the quadrature on each piece of a segment
@@ -115,7 +116,7 @@ def sensitivity(
     z_nk = decoder.read(points)
     total = torch.zeros(decoder.n_latent, len(names), dtype=torch.float64)
     squares = torch.zeros_like(total)
-    with torch.no_grad():
+    with torch.no_grad(), own_threads():
         for rows in decoder.tiles(len(z_nk), decoder.n_latent * len(decoder.slots)):
             pushed_kng = decoder.jacobian(lambda z: decoder.log_mean(z, positions), z_nk[rows])
             total += pushed_kng.sum(1, dtype=torch.float64)
@@ -145,7 +146,7 @@ def attribution(
 
     The derivative in a dimension is integrated over that dimension's own changes, along the path itself; the parts add
     up to the change from the start to the end (Sundararajan, Taly and Yan 2017, Axiomatic attribution for deep
-    networks, ICML, PMLR 70:3319, Eq. 1 and Prop. 1; path methods: Sect. 4). Where the network bends, segments are
+    networks, ICML, PMLR 70:3319). Where the network bends, segments are
     halved until they do.
 
     Parameters
@@ -183,7 +184,7 @@ def attribution(
         return decoder.log_mean(z, positions)
 
     parts = torch.zeros(decoder.n_latent, len(names), dtype=torch.float64)
-    with torch.no_grad():
+    with torch.no_grad(), own_threads():
         change = log_scale(z_nk[-1:]).double()[0] - log_scale(z_nk[:1]).double()[0]
         for rows in decoder.tiles(len(z_nk) - 1, decoder.n_latent * len(decoder.slots) * _NODES):
             some = slice(rows.start, rows.stop + 1)

@@ -67,7 +67,7 @@ def tube_around(
             "were expected; pass spread=..., or spread=False for the bare line"
         )
     graph = cells if isinstance(cells, CellGraph) else make_cell_graph(cells, n_neighbours=n_neighbours)
-    share_n, share_j = shares(points), np.linspace(0.0, 1.0, _FINE)
+    share_n, share_j = shares(points, strict=False), np.linspace(0.0, 1.0, _FINE)
     fine_jk = _at(points, share_n, share_j)
     apart_rj = _squared_distances(graph.averaged_rk, fine_jk)
     near_j = np.sqrt(np.partition(apart_rj, min(_NEAREST, n_cells) - 1, axis=0)[min(_NEAREST, n_cells) - 1])
@@ -94,18 +94,18 @@ def tube_around(
     return Tube(spread_nkk=share * spread_nkk + (1 - share) * pooled_kk, n_cells_n=n_cells_n)
 
 
-def shares(points_nk: np.ndarray) -> np.ndarray:
+def shares(points_nk: np.ndarray, *, strict: bool = True) -> np.ndarray:
     """The share of the path's length that lies behind each of its points, ``(n,)``, from 0 to 1.
 
     Raises
     ------
     PointsError
-        Where two points in a row are the same.
+        Where all points are the same; where two in a row are, if ``strict``.
     """
     steps = np.sqrt((np.diff(np.asarray(points_nk, dtype=np.float64), axis=0) ** 2).sum(axis=1))
     if not steps.sum() > 0:
         raise PointsError("points: they are all the same; a path needs two that differ")
-    if not (steps > 0).all():
+    if strict and not (steps > 0).all():
         at = int(np.flatnonzero(steps == 0)[0])
         raise PointsError(
             f"points: {at} and {at + 1} are the same; a path goes on from point to point: leave one out, or pass time="

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from scdecode.conditions import resolve
-from scdecode.decoding import decode_tiles, make_request, slot_inputs
+from scdecode.conditions import Conditions, resolve
+from scdecode.decoding import draw_tiles, make_request, slot_inputs
 from scdecode.likelihoods import NegativeBinomial
 from scdecode.model import SCVI
 from scdecode.points import Points, read_points
@@ -59,7 +59,11 @@ def between(time_k: np.ndarray, time_n: np.ndarray) -> np.ndarray:
 
 def knots_of(n_points: int, *, every: bool) -> np.ndarray:
     """Positions of points at which the model is asked: all, or a few."""
-    return np.arange(n_points) if every else np.unique(np.linspace(0, n_points - 1, min(_KNOTS, n_points)).round()).astype(int)
+    return (
+        np.arange(n_points)
+        if every
+        else np.unique(np.linspace(0, n_points - 1, min(_KNOTS, n_points)).round()).astype(int)
+    )
 
 
 def expect(
@@ -68,7 +72,6 @@ def expect(
     knots: np.ndarray,
     pooled: Pooled,
     *,
-    n_samples: int | None,
     seed: int | None,
 ) -> Expected:
     """Ask the model for the trends of the cells' combinations of conditions.
@@ -81,8 +84,8 @@ def expect(
         Positions of those to look at.
     pooled
         The cells.
-    n_samples, seed
-        Draws for the spread, as for :meth:`scdecode.SCVI.decode`.
+    seed
+        Of the draws for the spread, as for :meth:`scdecode.SCVI.decode`.
     """
     z = points.z_nk[knots]
     spread = None if points.spread is None else points.spread[knots]
@@ -94,7 +97,7 @@ def expect(
     noise_kg = np.zeros(trend_mkg.shape[1:])
     for m, share in enumerate(library_m / library_m.sum()):
         given = _conditions_of(model, pooled, m, time_k)
-        mean_kg, std_kg = _decode(model, here, given, "mean", n_samples, seed)
+        mean_kg, std_kg = _decode(model, here, given, "mean", seed)
         trend_mkg[m] = mean_kg
         least = LEAST * mean_kg.sum(axis=1, keepdims=True)
         noise_kg += share * (std_kg / (mean_kg + least)) ** 2
@@ -103,7 +106,7 @@ def expect(
     most = int(library_m.argmax())
     given = _conditions_of(model, pooled, most, time_k)
     if model.config.gene_likelihood == "zinb":
-        rate_kg, _ = _decode(model, here, given, "rate", n_samples, seed)
+        rate_kg, _ = _decode(model, here, given, "rate", seed)
         kept_kg = np.clip(trend_mkg[most] / np.maximum(rate_kg, 1e-30), 1e-6, 1.0)
         noise_kg = (1 + noise_kg) / kept_kg - 1  # of m counts, (1 - kept) / kept m^2 is that of a zero or not
     dispersion_lg, level_b = _dispersion(model, z, given, pooled)
@@ -121,6 +124,27 @@ def log_of(values_ng: np.ndarray) -> np.ndarray:
     """Natural logarithm of the expression of all genes, kept from minus infinity."""
     values = values_ng.astype(np.float64)
     return np.asarray(np.log(values + LEAST * values.sum(axis=1, keepdims=True)))
+
+
+def moments_of(
+    model: SCVI, points: Points, conditions: Conditions, quantity: str, seed: int | None, library_n: np.ndarray | float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over the spread of all genes, divided by ``library_n``, ``(n, g)`` each."""
+    request = make_request(
+        quantity,
+        points,
+        model.schema.n_genes,
+        genes=None,
+        n_samples=None,
+        seed=seed,
+        chunk_size=None,
+        count_noise=False,
+    )
+    mean_ng, std_ng = (np.empty((len(points), model.schema.n_genes)) for _ in range(2))
+    for rows, draws_sng in draw_tiles(model.vae, points, conditions, request, torch.device("cpu")):
+        mean_ng[rows] = draws_sng.mean(axis=0)
+        std_ng[rows] = draws_sng.std(axis=0)
+    return mean_ng / library_n, std_ng / library_n
 
 
 def _conditions_of(model: SCVI, pooled: Pooled, combination: int, time_k: np.ndarray) -> dict[str, Any]:
@@ -141,29 +165,15 @@ def _conditions_of(model: SCVI, pooled: Pooled, combination: int, time_k: np.nda
 
 
 def _decode(
-    model: SCVI, points: Points, given: Mapping[str, Any], quantity: str, n_samples: int | None, seed: int | None
+    model: SCVI, points: Points, given: Mapping[str, Any], quantity: str, seed: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation over the spread, per unit of the library, ``(k, g)`` each."""
     unit = 1e4 if model.schema.columns.size_factor_key is None else 1.0
     conditions = _resolve(model, points, given, unit)
-    request = make_request(
-        quantity,
-        points,
-        model.schema.n_genes,
-        genes=None,
-        n_samples=n_samples if points.spread is not None else None,
-        seed=seed,
-        chunk_size=None,
-        count_noise=False,
-    )
-    tiles = list(decode_tiles(model.vae, points, conditions, request, torch.device("cpu")))
-    mean = np.concatenate([tile.values for tile in tiles]).astype(np.float64) / unit
-    if "std" not in tiles[0].layers:
-        return mean, np.zeros_like(mean)
-    return mean, np.concatenate([tile.layers["std"] for tile in tiles]).astype(np.float64) / unit
+    return moments_of(model, points, conditions, quantity, seed, unit)
 
 
-def _resolve(model: SCVI, points: Points, given: Mapping[str, Any], library_size: float) -> Any:
+def _resolve(model: SCVI, points: Points, given: Mapping[str, Any], library_size: float) -> Conditions:
     return resolve(model.schema, len(points), library_size=library_size, **given)
 
 

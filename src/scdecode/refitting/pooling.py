@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from scdecode.cells import Cells
 
 _FEWEST_BINS = 8  # of time, however many combinations of conditions there are
+_PIECE = 2**14  # cells whose counts are made doubles at a time
 _ROWS = 400  # of pooled cells, about: what the time of a fit grows with
 
 
@@ -40,7 +41,13 @@ class Pooled:
 
 
 def pool(
-    cells: Cells, library_n: np.ndarray, time_n: np.ndarray, weight_n: np.ndarray, n_bins: int, n_labels: int
+    cells: Cells,
+    rows: np.ndarray,
+    library_n: np.ndarray,
+    time_n: np.ndarray,
+    weight_n: np.ndarray,
+    n_bins: int,
+    n_labels: int,
 ) -> Pooled:
     """Add up the cells of each bin of time and combination of conditions.
 
@@ -48,45 +55,53 @@ def pool(
 
     Parameters
     ----------
-    cells
-        All with weight.
+    cells, rows
+        Positions of the cells with weight; what follows is of these.
     library_n
         What the scale is multiplied with to give their expected counts.
     time_n, weight_n
-        Of each cell.
+        Of each.
     n_bins
         Of time; fewer where there are so many combinations that rows would run to thousands.
     n_labels
         Levels of the label, where the dispersion depends on it; else 0.
     """
-    codes_mc, combination_n = np.unique(cells.codes_nc[:, :-1], axis=0, return_inverse=True)
+    codes_nc = cells.codes_nc[rows]
+    codes_mc, combination_n = np.unique(codes_nc[:, :-1], axis=0, return_inverse=True)
     combination_n = combination_n.reshape(-1)  # numpy 2.0 gave it an extra axis
-    n_bins = min(n_bins, max(_FEWEST_BINS, _ROWS // len(codes_mc)))
-    order = np.argsort(time_n, kind="stable")
-    share = np.cumsum(weight_n[order])
-    edges = time_n[order][np.searchsorted(share, share[-1] * np.arange(1, n_bins) / n_bins)]
-    bin_n = np.searchsorted(np.unique(edges), time_n, side="right")  # cells of the same time share a bin
+    bin_n = _bins(time_n, weight_n, min(n_bins, max(_FEWEST_BINS, _ROWS // len(codes_mc))))
     _, row_n = np.unique(combination_n * n_bins + bin_n, return_inverse=True)
     row_n = row_n.reshape(-1)
-    n, b = len(time_n), int(row_n.max()) + 1
-    sums = sp.csr_matrix((weight_n, (row_n, np.arange(n))), shape=(b, n))
+    n, b = len(rows), int(row_n.max()) + 1
+    sums = sp.csc_matrix((weight_n, (row_n, np.arange(n))), shape=(b, n))
+    counts_bg = np.zeros((b, cells.counts.shape[1]))
+    for start in range(0, n, _PIECE):
+        piece = slice(start, start + _PIECE)
+        counts_bg += (sums[:, piece] @ cells.counts[rows[piece]].astype(np.float64)).toarray()
     library = library_n.astype(np.float64)
     total_b = np.asarray(sums.sum(axis=1)).reshape(-1)
-    first_b = np.zeros(b, dtype=np.int64)
-    first_b[row_n] = combination_n
+    combination_b = np.zeros(b, dtype=np.int64)
+    combination_b[row_n] = combination_n
     labels_bl = np.zeros((b, n_labels))
     if n_labels:
-        np.add.at(labels_bl, (row_n, cells.codes_nc[:, -1]), weight_n)
-    counts = sums @ cells.counts.astype(np.float64)
+        np.add.at(labels_bl, (row_n, codes_nc[:, -1]), weight_n)
     return Pooled(
-        counts_bg=counts.toarray(),
+        counts_bg=counts_bg,
         library_b=sums @ library,
         square_b=sums @ library**2,
         time_b=(sums @ time_n) / total_b,
-        continuous_bd=(sums @ cells.continuous_nd.astype(np.float64)) / total_b[:, None],
-        combination_b=first_b,
+        continuous_bd=(sums @ cells.continuous_nd[rows].astype(np.float64)) / total_b[:, None],
+        combination_b=combination_b,
         codes_mc=codes_mc,
         labels_bl=labels_bl / total_b[:, None],
         n_cells=n,
         n_bins=len(np.unique(bin_n)),
     )
+
+
+def _bins(time_n: np.ndarray, weight_n: np.ndarray, n_bins: int) -> np.ndarray:
+    """The bin of each cell; cells of the same time share one."""
+    order = np.argsort(time_n, kind="stable")
+    share = np.cumsum(weight_n[order])
+    edges = time_n[order][np.searchsorted(share, share[-1] * np.arange(1, n_bins) / n_bins)]
+    return np.searchsorted(np.unique(edges), time_n, side="right")

@@ -2,30 +2,31 @@
 
 The pooled counts of a gene have mean ``exp(o_b + B_b beta + delta_m)`` in row b, of combination of conditions m, and
 variance ``mean + kappa_b mean^2``, as a negative binomial. Coefficients of time courses have the prior of adaptive
-shrinkage (Stephens, 2017, Biostatistics 18:275), here in several dimensions: normal with variances ``c s_j^2``, of which
-the ``s_j^2`` and how many genes have which scale c are learned, so that genes that do not change are drawn to a flat
-line, and those that change a lot are left alone. The last coefficient, the level, is normal around the mean of all
+shrinkage (Stephens, 2017, Biostatistics 18:275), here in several dimensions: normal with variances ``c s_j^2``, of
+which the ``s_j^2`` and how many genes have which scale c are learned, so that genes that do not change are drawn to a
+flat line, and those that change a lot are left alone. The last coefficient, the level, is normal around the mean of all
 genes; offsets delta of combinations of conditions are normal around zero.
 
-Posteriors are Laplace's: normal at the mode, with the expected information there.
+How likely each scale is comes from Laplace's method at the mode. The posterior itself is the normal of which, at its
+mean, ``counts - E[mean]`` and the pull of the prior balance, E over that normal (Gaussian variational inference: Opper
+and Archambeau, 2009, Neural Computation 21:786, for the Poisson; its precision at the averaged means): where little
+was counted the mode is above the mean, and what was expected would exceed what was counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 SCALES = (0.01, 0.1, 0.4, 1.0, 2.5, 8.0)
 """c: variances of the prior, as multiples of the mean over genes."""
 
-_LEARNED_FROM = 1000  # genes: two dozen numbers are learned from them
-_ROUNDS = 14  # of expectation and maximisation
 _LARGEST_STEP = 1.5  # of a coefficient, in natural logarithms: so far a quadratic is trusted
 _MOST_STEPS = 100
 _PRECISE = 1e-6  # a step of that is the last
-_AT_ONCE = 2**17  # entries of a row times gene array: such a few fit the cache
+_AVERAGING = 4  # steps, after which a fourth digit no longer changes
 _BOUNDS = (-60.0, 30.0)  # of what is exponentiated, beside the library
 
 
@@ -41,6 +42,11 @@ class Design:
     def has_offsets(self) -> bool:
         """Whether combinations of conditions have offsets of their own."""
         return self.n_combinations > 1
+
+    @cached_property
+    def of_combination(self) -> list[np.ndarray]:
+        """The rows of each combination."""
+        return [np.flatnonzero(self.combination_b == m) for m in range(self.n_combinations)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +107,13 @@ class Fit:
             own_g = (share_m**2 / self.precision_gm).sum(axis=1)
         return mean_pg, ((reach_gpq @ self.covariance_gqq) * reach_gpq).sum(axis=2).T + own_g
 
+    def misfit(self, rows: Rows, design: Design, prior: Prior, scale: float) -> np.ndarray:
+        """Mean squared Pearson residual of each gene, for as many rows as are not used up by its coefficients."""
+        at = _curvature(rows, design, prior, scale, self.beta_gq, self.delta_gm, 0.0)
+        square_bg = (rows.counts_bg - at.mean_bg) ** 2 / (at.mean_bg * at.spread_bg)
+        used_g = (1 - np.diagonal(self.covariance_gqq, axis1=1, axis2=2) / prior.moments(scale)[1]).sum(axis=1)
+        return np.asarray(square_bg.sum(axis=0) / np.maximum(len(square_bg) - used_g, 1.0))
+
     def variances(self) -> tuple[np.ndarray, np.ndarray]:
         """Of beta, ``(g, q)``, and of delta, ``(g, m)``."""
         own = 1 / self.precision_gm
@@ -117,161 +130,110 @@ def fit(
     start: tuple[np.ndarray, np.ndarray],
     *,
     n_steps: int = _MOST_STEPS,
+    n_averaging: int = _AVERAGING,
 ) -> Fit:
-    """The mode of each gene's posterior by Fisher scoring, and the normal around it.
+    """A normal for each gene's posterior, by Fisher scoring.
 
     Parameters
     ----------
     start
         Coefficients to begin from, ``(g, q)`` and ``(g, combinations or 0)``.
     n_steps
-        At most.
+        To the mode, at most.
+    n_averaging
+        Steps from Laplace's normal, at the mode, to one nearer to the posterior; 0 for none.
     """
-    mean_q, variance_q = prior.moments(scale)
     beta, delta = (each.copy() for each in start)
+    variance_bg: np.ndarray | float = 0.0
     for _ in range(n_steps):
-        eta_bg, mean_bg = _means(rows, design, beta, delta)
-        spread_bg = 1 + rows.kappa_bg * mean_bg
-        score_bg = (rows.counts_bg - mean_bg) / spread_bg
-        towards = score_bg.T @ design.basis_bq - (beta - mean_q) / variance_q
-        covariance, gain, precision, _ = _curvature(mean_bg / spread_bg, design, variance_q, prior.offset_variance)
-        if design.has_offsets:
-            pull = _by_combination(score_bg, design) - delta / prior.offset_variance
-            towards = towards - (gain @ pull[..., None])[..., 0]
-        step = (covariance @ towards[..., None])[..., 0]
-        largest = np.abs(step).max(axis=1)
-        aside = np.zeros_like(delta)
-        if design.has_offsets:
-            aside = pull / precision - (step[:, None, :] @ gain)[:, 0]
-            largest = np.maximum(largest, np.abs(aside).max(axis=1))
-        damped = np.minimum(1.0, _LARGEST_STEP / np.maximum(largest, 1e-300))[:, None]
-        beta, delta = beta + damped * step, delta + damped * aside
-        if largest.max() < _PRECISE:
+        at = _curvature(rows, design, prior, scale, beta, delta, variance_bg)
+        largest, beta, delta = _step(rows, design, prior, scale, beta, delta, at)
+        if largest < _PRECISE:
             break
-    eta_bg, mean_bg = _means(rows, design, beta, delta)
-    spread_bg = 1 + rows.kappa_bg * mean_bg
-    covariance, gain, precision, log_det = _curvature(
-        mean_bg / spread_bg, design, variance_q, prior.offset_variance
-    )
-    log_prior = -0.5 * ((beta - mean_q) ** 2 / variance_q).sum(axis=1) - 0.5 * np.log(variance_q).sum()
-    if design.has_offsets:
-        log_prior = log_prior - 0.5 * (delta**2).sum(axis=1) / prior.offset_variance
-    evidence = _log_likelihood(rows, eta_bg, mean_bg, spread_bg) + log_prior - 0.5 * log_det
-    return Fit(beta, delta, covariance, gain, precision, evidence)
+    at = _curvature(rows, design, prior, scale, beta, delta, variance_bg)
+    evidence_g = _evidence(rows, design, prior, scale, beta, delta, at)
+    for _ in range(n_averaging):
+        variance_bg = at.log_variance(design)
+        at = _curvature(rows, design, prior, scale, beta, delta, variance_bg)
+        _, beta, delta = _step(rows, design, prior, scale, beta, delta, at)
+    return Fit(beta, delta, at.covariance_gqq, at.gain_gqm, at.precision_gm, evidence_g)
 
 
-def beginning(rows: Rows, design: Design) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients to begin from: flat, at the level of the counts."""
-    level_g = np.log((rows.counts_bg.sum(axis=0) + 0.5) / np.exp(rows.offset_bg).sum(axis=0))
-    beta = np.zeros((len(level_g), design.basis_bq.shape[1]))
-    beta[:, -1] = level_g
-    return beta, np.zeros((len(level_g), design.n_combinations if design.has_offsets else 0))
+def _step(
+    rows: Rows, design: Design, prior: Prior, scale: float, beta: np.ndarray, delta: np.ndarray, at: _Curvature
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """The largest change, and the coefficients after it."""
+    mean_q, variance_q = prior.moments(scale)
+    score_bg = (rows.counts_bg - at.mean_bg) / at.spread_bg
+    towards = score_bg.T @ design.basis_bq - (beta - mean_q) / variance_q
+    pull = _by_combination(score_bg, design) - delta / prior.offset_variance
+    step = (at.covariance_gqq @ (towards - (at.gain_gqm @ pull[..., None])[..., 0])[..., None])[..., 0]
+    aside = pull / at.precision_gm - (step[:, None, :] @ at.gain_gqm)[:, 0]
+    largest_g = np.abs(np.concatenate([step, aside], axis=1)).max(axis=1)
+    damped = np.minimum(1.0, _LARGEST_STEP / np.maximum(largest_g, 1e-300))[:, None]
+    return float(largest_g.max()), beta + damped * step, delta + damped * aside
 
 
-def learn_prior(rows: Rows, design: Design, variance_j: np.ndarray) -> Prior:
-    """The prior that makes all genes' counts most likely, by expectation and maximisation.
-
-    Parameters
-    ----------
-    rows
-        Of all genes; of more than a thousand, a thousand are taken, evenly from the lowest to the highest.
-    variance_j
-        Of the coefficients of the time courses, to begin from.
-    """
-    order = np.argsort(rows.counts_bg.sum(axis=0), kind="stable")
-    some = np.sort(order[np.unique(np.linspace(0, len(order) - 1, min(_LEARNED_FROM, len(order))).round().astype(int))])
-    rows = rows.genes(some)
-    start = beginning(rows, design)
-    level_g = start[0][:, -1]
-    prior = Prior(
-        variance_j=np.maximum(variance_j, 1e-5),
-        level=float(level_g.mean()),
-        level_variance=float(max(level_g.var(), 0.1)),
-        offset_variance=0.01,
-        share_s=np.full(len(SCALES), 1 / len(SCALES)),
-    )
-    first = fit(rows, design, prior, 1.0, start, n_steps=8)
-    starts = [(first.beta_gq, first.delta_gm)] * len(SCALES)
-    for _ in range(_ROUNDS):
-        fits = [
-            fit(rows, design, prior, scale, start, n_steps=1) for scale, start in zip(SCALES, starts, strict=True)
-        ]
-        starts = [(one.beta_gq, one.delta_gm) for one in fits]
-        prior = _better(prior, fits, responsibilities(prior, fits))
-    return prior
-
-
-def _better(prior: Prior, fits: Sequence[Fit], share_sg: np.ndarray) -> Prior:
-    """The prior, from what the genes are like under the last one."""
-    variance_j, level, square, offset = np.zeros_like(prior.variance_j), 0.0, 0.0, 0.0
-    n_genes = share_sg.shape[1]
-    for one, scale, share_g in zip(fits, prior.scales, share_sg, strict=True):
-        of_beta, of_delta = one.variances()
-        seen_gq = one.beta_gq**2 + of_beta
-        variance_j += share_g @ seen_gq[:, :-1] / (scale * n_genes)
-        level += float(share_g @ one.beta_gq[:, -1]) / n_genes
-        square += float(share_g @ seen_gq[:, -1]) / n_genes
-        offset += float(share_g @ (one.delta_gm**2 + of_delta).sum(axis=1)) / n_genes
-    n_offsets = max(1, fits[0].delta_gm.shape[1])
-    return replace(
-        prior,
-        variance_j=np.maximum(variance_j, 1e-8),
-        level=level,
-        level_variance=max(square - level**2, 1e-2),
-        offset_variance=max(offset / n_offsets, 1e-6),
-        share_s=np.maximum(share_sg.mean(axis=1), 1e-6),
-    )
-
-
-def responsibilities(prior: Prior, fits: Sequence[Fit]) -> np.ndarray:
-    """How likely each gene has each scale, ``(scales, g)``."""
-    log_sg = np.stack([one.evidence_g for one in fits]) + np.log(prior.share_s)[:, None]
-    share_sg = np.exp(log_sg - log_sg.max(axis=0))
-    return np.asarray(share_sg / share_sg.sum(axis=0))
-
-
-def fits_of(rows: Rows, design: Design, prior: Prior) -> tuple[list[Fit], np.ndarray]:
-    """The posteriors of genes at each scale, and how likely each scale is, ``(scales, g)``."""
-    fits: list[Fit] = []
-    start = beginning(rows, design)
-    for scale in prior.scales[::-1]:  # from the loosest: the next mode is near
-        fits.append(fit(rows, design, prior, scale, start))
-        start = (fits[-1].beta_gq, fits[-1].delta_gm)
-    fits = fits[::-1]
-    return fits, responsibilities(prior, fits)
-
-
-def chunks(n_rows: int, n_genes: int) -> list[slice]:
-    """Genes at a time."""
-    size = max(32, _AT_ONCE // n_rows)
-    return [slice(start, min(start + size, n_genes)) for start in range(0, n_genes, size)]
-
-
-def _means(rows: Rows, design: Design, beta: np.ndarray, delta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    eta_bg = design.basis_bq @ beta.T
-    if design.has_offsets:
-        eta_bg += delta.T[design.combination_b]
-    np.clip(eta_bg, *_BOUNDS, out=eta_bg)
-    eta_bg += rows.offset_bg
-    return eta_bg, np.exp(eta_bg)
-
-
-def _log_likelihood(rows: Rows, eta_bg: np.ndarray, mean_bg: np.ndarray, spread_bg: np.ndarray) -> np.ndarray:
-    """Of each gene, but for what does not depend on the mean."""
-    log_spread = np.log(spread_bg)
+def _evidence(
+    rows: Rows, design: Design, prior: Prior, scale: float, beta: np.ndarray, delta: np.ndarray, at: _Curvature
+) -> np.ndarray:
+    """Log probability of each gene's counts by Laplace's method, but for a constant."""
+    mean_q, variance_q = prior.moments(scale)
+    log_spread = np.log(at.spread_bg)
     kappa = np.maximum(rows.kappa_bg, 1e-12)  # its limit is Poisson's: log(1 + kappa mean) / kappa -> mean
-    last = np.where(rows.kappa_bg > 1e-12, log_spread / kappa, mean_bg)
-    return np.asarray((rows.counts_bg * (eta_bg - log_spread) - last).sum(axis=0))
+    last = np.where(rows.kappa_bg > 1e-12, log_spread / kappa, at.mean_bg)
+    log_mean = np.log(np.maximum(at.mean_bg, 1e-300))
+    likely = (rows.counts_bg * (log_mean - log_spread) - last).sum(axis=0)
+    likely -= 0.5 * ((beta - mean_q) ** 2 / variance_q).sum(axis=1) + 0.5 * np.log(variance_q).sum()
+    likely -= 0.5 * (delta**2).sum(axis=1) / prior.offset_variance
+    return np.asarray(likely - 0.5 * at.log_det_g)
 
 
-def _curvature(
-    information_bg: np.ndarray, design: Design, variance_q: np.ndarray, offset_variance: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Covariance of beta, gain and precision of delta, and the log determinant of the whole precision.
+@dataclass(frozen=True, eq=False)
+class _Curvature:
+    """Means of the rows, and the normal that the likelihood and the prior make at some coefficients.
 
     Rows of a combination share one offset, so that the precision of all offsets is diagonal: they are eliminated, and
     what is inverted is as small as beta.
     """
+
+    mean_bg: np.ndarray
+    spread_bg: np.ndarray  # variance over mean
+    covariance_gqq: np.ndarray  # of beta
+    gain_gqm: np.ndarray
+    precision_gm: np.ndarray  # of delta, given beta
+    log_det_g: np.ndarray  # of the precision of all
+
+    def log_variance(self, design: Design) -> np.ndarray:
+        """Of the log means of the rows, ``(b, g)``."""
+        first, second = np.triu_indices(design.basis_bq.shape[1])
+        twice = np.where(first == second, 1.0, 2.0) * design.basis_bq[:, first] * design.basis_bq[:, second]
+        variance_bg = twice @ self.covariance_gqq[:, first, second].T
+        if design.has_offsets:
+            moved = self.covariance_gqq @ self.gain_gqm
+            own_gm = (moved * self.gain_gqm).sum(axis=1) + 1 / self.precision_gm
+            for m, own in enumerate(design.of_combination):
+                variance_bg[own] += own_gm[:, m] - 2 * design.basis_bq[own] @ moved[:, :, m].T
+        return variance_bg
+
+
+def _curvature(
+    rows: Rows,
+    design: Design,
+    prior: Prior,
+    scale: float,
+    beta: np.ndarray,
+    delta: np.ndarray,
+    variance_bg: np.ndarray | float,
+) -> _Curvature:
+    """At these coefficients, or averaged over a normal of so much variance of the log means around them."""
+    eta_bg = design.basis_bq @ beta.T
+    if design.has_offsets:
+        eta_bg += delta.T[design.combination_b]
+    np.clip(eta_bg, *_BOUNDS, out=eta_bg)
+    mean_bg = np.exp(eta_bg + rows.offset_bg + variance_bg / 2)
+    spread_bg = 1 + rows.kappa_bg * mean_bg
+    information_bg = mean_bg / spread_bg
     basis_bq = design.basis_bq
     q, g = basis_bq.shape[1], information_bg.shape[1]
     upper = np.triu_indices(q)
@@ -279,28 +241,22 @@ def _curvature(
     precision_gqq = np.empty((g, q, q))
     precision_gqq[:, upper[0], upper[1]] = packed
     precision_gqq[:, upper[1], upper[0]] = packed
-    precision_gqq[:, np.arange(q), np.arange(q)] += 1 / variance_q
+    precision_gqq[:, np.arange(q), np.arange(q)] += 1 / prior.moments(scale)[1]
     gain, own, log_det = np.zeros((g, q, 0)), np.zeros((g, 0)), np.zeros(g)
     if design.has_offsets:
-        own = _by_combination(information_bg, design) + 1 / offset_variance
-        cross = np.stack(
-            [
-                information_bg[design.combination_b == m].T @ basis_bq[design.combination_b == m]
-                for m in range(design.n_combinations)
-            ],
-            axis=2,
-        )
+        own = _by_combination(information_bg, design) + 1 / prior.offset_variance
+        cross = np.stack([information_bg[rows_m].T @ basis_bq[rows_m] for rows_m in design.of_combination], axis=2)
         gain = cross / own[:, None, :]
         precision_gqq -= gain @ cross.transpose(0, 2, 1)
         log_det = np.log(own).sum(axis=1)
     factor = np.linalg.cholesky(precision_gqq)
     log_det = log_det + 2 * np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(axis=1)
     half = np.linalg.inv(factor)
-    return half.transpose(0, 2, 1) @ half, gain, own, log_det
+    return _Curvature(mean_bg, spread_bg, half.transpose(0, 2, 1) @ half, gain, own, log_det)
 
 
 def _by_combination(values_bg: np.ndarray, design: Design) -> np.ndarray:
-    """Sums over the rows of each combination, ``(g, m)``."""
-    return np.stack(
-        [values_bg[design.combination_b == m].sum(axis=0) for m in range(design.n_combinations)], axis=1
-    )
+    """Sums over the rows of each combination, ``(g, m)``; of a single one there is no offset."""
+    if not design.has_offsets:
+        return np.zeros((values_bg.shape[1], 0))
+    return np.stack([values_bg[rows_m].sum(axis=0) for rows_m in design.of_combination], axis=1)
