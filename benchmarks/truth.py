@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default=",".join(ROOMS), metavar="NAMES", help="some of %(default)s")
     parser.add_argument("--quick", action="store_true", help="small and few; writes nothing without --out")
-    parser.add_argument("--seeds", type=int, help="of the simulated cells and of the models (default 3)")
+    parser.add_argument("--seeds", type=int, help="of the simulated cells (default 3)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="folder of truth.json and truth.md (default: this one)")
     given = parser.parse_args()

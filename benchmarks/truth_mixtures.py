@@ -57,7 +57,7 @@ def run(sizes: Sizes) -> Outcome:
     lines = LINES[: sizes.folds]
     found: dict[str, list[list[Score]]] = {}
     for line in lines:
-        for seed in range(sizes.seeds):
+        for seed in range(sizes.model_seeds):
             for name, scores in _hold_out(wells, line, seed, sizes).items():
                 found.setdefault(name, []).append(scores)
             print(f"mixtures: {line} {MOST} left out, seed {seed}", flush=True)

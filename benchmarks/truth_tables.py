@@ -17,7 +17,8 @@ DATA = Path(os.environ.get("SCDECODE_DATA", Path(__file__).parents[2] / "shared"
 class Sizes:
     """How much is measured; less in a quick run, which only shows that it runs."""
 
-    seeds: int = 3
+    seeds: int = 3  # of simulated cells
+    model_seeds: int = 1  # of models of real cells, a left-out part each
     cells: int = 2000
     genes: int = 1000
     libraries: tuple[int, ...] = (1000, 100)

@@ -148,12 +148,12 @@ def test_a_field_with_a_pole_names_the_time_reached():
 @pytest.mark.parametrize(
     ("z0", "t", "message"),
     [
-        (np.ones((2, 3, 4)), [0, 1], r"z0_mk: shape \(2, 3, 4\)"),
-        (np.ones((0, 4)), [0, 1], "z0_mk: shape"),
-        ([[np.nan, 1.0], [1.0, 1.0]], [0, 1], "z0_mk: 1 of 2 starts"),
-        (STARTS, [0.0], "t_n: shape"),
+        (np.ones((2, 3, 4)), [0, 1], r"z0: shape \(2, 3, 4\)"),
+        (np.ones((0, 4)), [0, 1], "z0: shape"),
+        ([[np.nan, 1.0], [1.0, 1.0]], [0, 1], "z0: 1 of 2 starts"),
+        (STARTS, [0.0], "t: shape"),
         (STARTS, [0.0, 1.0, 0.5], "all increasing or all decreasing"),
-        (STARTS, [0.0, np.inf], "t_n: shape"),
+        (STARTS, [0.0, np.inf], "t: shape"),
     ],
 )
 def test_starts_and_times_are_checked(z0, t, message):

@@ -239,7 +239,7 @@ def test_compared_paths_have_their_lengths(model: sd.SCVI) -> None:
 
     straight, z = between(model, 0, 1), model.reference_latents()
     middle = Tube(np.stack([z[0], z[5], z[1]]), np.array([0.0, 0.5, 1.0]), None)
-    ax = plot.compare_paths({"straight": straight, "detour": middle}, model, batch="batch_1")
+    ax = plot.compare_paths(model, {"straight": straight, "detour": middle}, batch="batch_1")
     lengths = [path_length(model, path.points, batch="batch_1").length for path in (straight, middle)]
     assert words(ax)[-2:] == [f"straight: length {lengths[0]:.1f}", f"detour: length {lengths[1]:.1f}"]
     view, near, fast = ax.figure.axes
@@ -250,9 +250,9 @@ def test_compared_paths_have_their_lengths(model: sd.SCVI) -> None:
     assert near.get_ylabel() == "support\n(percentile of cells)"
     assert fast.get_xlabel() == "share of the length"
     with pytest.raises(InputError, match="a mapping of names to paths"):
-        plot.compare_paths([straight], model)
+        plot.compare_paths(model, [straight])
     with pytest.raises(InputError, match="has one point"):
-        plot.compare_paths({"a": z[:1]}, model)
+        plot.compare_paths(model, {"a": z[:1]})
 
 
 # changes

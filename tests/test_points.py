@@ -17,7 +17,7 @@ from torch.distributions import Independent, LogNormal, LowRankMultivariateNorma
 
 import scdecode as sd
 from scdecode.errors import PointsError, SupportWarning
-from scdecode.points import draw, read_points
+from scdecode.points import conditions_of, draw, read_points
 
 K = 3
 Z = np.array([[0.5, -1.0, 2.0], [0.25, 0.0, -0.75], [1.5, 3.0, -2.5], [0.0, 1.0, 0.125]])  # exact in float16
@@ -300,10 +300,36 @@ def test_path():
     np.testing.assert_array_equal(read.time, path.time)
     np.testing.assert_allclose(read.spread, path.spread, rtol=1e-6)
     assert read_points(SimpleNamespace(points=Z, spread=None, time=None), K).time is None
+    assert read.time_name is read.lineage is None
     with pytest.raises(PointsError, match=r"time: shape \(3,\) came, one number per point, \(4,\), was expected"):
         read_points(SimpleNamespace(points=Z, spread=None, time=np.arange(3)), K)
     with pytest.raises(PointsError, match=r"time: .*no array of numbers"):
         read_points(SimpleNamespace(points=Z, spread=None, time=list("abcd")), K)
+
+
+def test_several_paths():
+    points, time = np.stack([Z, Z + 1]), np.linspace(0, 1, 8).reshape(2, 4)
+    made = SimpleNamespace(points=points, spread=None, time=time, time_name="days", lineages=("a", "b"))
+    read = read_points(made, K)
+    assert read.shape == (2, 4)
+    assert read.time_name == "days"
+    assert read.lineage.tolist() == ["a"] * 4 + ["b"] * 4
+    np.testing.assert_array_equal(read.time, time.ravel())
+    made.lineages = ("a",)
+    with pytest.raises(PointsError, match="lineages: 1 names came for points of shape"):
+        read_points(made, K)
+
+
+def test_conditions_that_a_path_brings():
+    age, batch = np.arange(8.0).reshape(2, 4), ["a", "b"]
+    conditions = {"batch": batch, "continuous": {"age": age, "pct": 0.1}, "library_size": age}
+    path = SimpleNamespace(points=Z, spread=None, time=None, conditions=conditions)
+    found = conditions_of(path)
+    assert found["batch"] == batch
+    np.testing.assert_array_equal(found["continuous"]["age"], np.arange(8))
+    np.testing.assert_array_equal(found["library_size"], np.arange(8))
+    assert found["continuous"]["pct"] == 0.1
+    assert conditions_of(Z) == conditions_of(SimpleNamespace(points=Z, spread=None, time=None)) == {}
 
 
 # -- spread
@@ -458,7 +484,10 @@ def test_decode_takes_a_trajectory(model):
     path = sd.Trajectory.between(model, z[0], z[1], n_points=5)
     expression = model.decode(path, batch="batch_1")
     np.testing.assert_array_equal(expression.obs["time"], path.time)
-    np.testing.assert_array_equal(expression.X, model.decode(path.points, batch="batch_1").X)
+    by_hand = model.decode(path.points, spread=path.spread, batch="batch_1")
+    np.testing.assert_array_equal(expression.X, by_hand.X)
+    bare = model.decode(path, spread=False, batch="batch_1")
+    np.testing.assert_array_equal(bare.X, model.decode(path.points, batch="batch_1").X)
 
 
 def test_names_that_are_no_good_for_a_file(model, tmp_path):

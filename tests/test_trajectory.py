@@ -390,7 +390,7 @@ def test_a_model_without_reference_cells(without_cells):
     with pytest.warns(SupportWarning, match="bare line"):
         assert Trajectory.from_points(line(), model=without_cells).spread is None
     assert Trajectory.between(without_cells, cells(20), cells(20, 2.0), n_points=3).spread is not None
-    with pytest.raises(InputError, match=r"how: 'graph' goes from cell to cell, and this model keeps none .* 'linear'"):
+    with pytest.raises(InputError, match=r"how: 'graph' goes from cell to cell, and this model keeps none .*'linear'"):
         Trajectory.between(without_cells, np.zeros(K), np.ones(K), how="graph")
     expression = without_cells.decode(path, batch="batch_1")
     assert expression.obs["support"].isna().all()
@@ -485,7 +485,7 @@ def test_several_lineages_along_a_pseudotime(ordered):
         ({"pseudotime": np.ones(600)}, "have the same pseudotime, 1; a curve needs two"),
         ({"pseudotime": np.arange(5.0)}, r"shape \(5,\) came for 600 cells"),
         ({"weights": np.ones(5)}, r"shape \(5,\) came for 600 cells"),
-        ({"weights": np.arange(600) < 2}, "2 cells came, at least"),
+        ({"weights": np.arange(600) < 2}, r"2 cells .*came, at least"),
         ({"weights": np.ones((600, 2, 2))}, r"weights: shape \(600, 2, 2\) came"),
         ({"n_points": 1}, "n_points: 1 came, a whole number of at least 2"),
         ({"batch": np.array(["a", "b"])}, r"batch: shape \(2,\) came"),

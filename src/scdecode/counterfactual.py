@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,10 @@ from anndata import AnnData
 
 from scdecode.decoding import QUANTILES, draw_tiles, noise_of_counting, summary
 from scdecode.devices import choose_device
-from scdecode.errors import InputError, unknown_name
-from scdecode.expression import prepare
+from scdecode.errors import InputError, SupportWarning, unknown_name
+from scdecode.expression import Asked, prepare
 from scdecode.model import SCVI
+from scdecode.path_inputs import CONDITIONS
 from scdecode.pseudocounts import PSEUDOCOUNT, pseudocounts
 
 
@@ -76,6 +78,10 @@ def counterfactual(
     InputError, PointsError, ConditionError
         For conditions that are not known, fewer than two of them, and as :meth:`scdecode.SCVI.decode`.
     """
+    if not isinstance(model, SCVI):
+        raise InputError(
+            f"model: {type(model).__name__} came, one model was expected; of an ensemble one of its .models"
+        )
     if arguments.get("quantity") == "counts":
         raise InputError("quantity: 'counts' came; the expected counts, 'rate' or 'mean', can be compared")
     asked_for = _arguments(model, over, levels, arguments)
@@ -83,7 +89,12 @@ def counterfactual(
     baseline = names[0] if baseline is None else baseline
     if baseline not in names:
         raise InputError(unknown_name("baseline", baseline, names, "conditions"))
-    asked = {name: prepare(model, points, **own) for name, own in asked_for.items()}
+    asked: dict[str, Asked] = {}
+    for name, own in asked_for.items():
+        with warnings.catch_warnings():
+            if asked:  # the points are the same in every condition, and so is what there is to say of them
+                warnings.simplefilter("ignore", SupportWarning)
+            asked[name] = prepare(model, points, **own)
     there = choose_device(device or "cpu")
     tiles = [draw_tiles(model.vae, one.points, one.conditions, one.request, there) for one in asked.values()]
     first = asked[baseline]
@@ -135,10 +146,20 @@ def _arguments(
     if isinstance(over, Mapping):
         if levels is not None:
             raise InputError("levels: they came with a mapping of conditions, which names its own; leave one out")
+        for name, own in over.items():
+            if not isinstance(own, Mapping):
+                raise InputError(f"over[{name!r}]: {own!r} came, a mapping such as {{'batch': ...}} was expected")
+            for key in own:
+                if key not in CONDITIONS:
+                    raise InputError(unknown_name(f"over[{name!r}]", key, CONDITIONS, "conditions"))
         found = {str(name): _merged(shared, own) for name, own in over.items()}
     else:
         offered = {"batch": model.schema.batch, "labels": model.schema.labels}
         offered |= {category.key: category for category in model.schema.categorical}
+        for name in ("batch", "labels"):  # by the name of its column, too
+            category = offered[name]
+            if category is not None and over == category.key and over not in ("batch", "labels"):
+                over = name
         known = {name: category for name, category in offered.items() if category is not None}
         if over not in known:
             raise InputError(unknown_name("over", over, known, "conditions of the model"))

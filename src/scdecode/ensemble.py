@@ -184,7 +184,8 @@ def _frame(asked: Sequence[Asked]) -> Frame:
                 f"points: {one.frame.shape[0]} points came for model {i} and {first.shape[0]} for model 0 "
                 f"({_kept(one.request)} and {_kept(asked[0].request)}); alike paths were expected"
             )
-        if "time" in first.obs and not np.allclose(one.frame.obs["time"], first.obs["time"]):
+        times = [frame.obs["time"] for frame in (first, one.frame) if "time" in frame.obs]
+        if len(times) == 1 or (times and not np.allclose(*times)):
             raise PointsError(
                 f"time: the path of model {i} has other times than that of model 0, the same was expected"
             )
@@ -192,8 +193,8 @@ def _frame(asked: Sequence[Asked]) -> Frame:
     support = np.stack([one.frame.obs["support"].to_numpy() for one in asked])
     obs["support"] = support.max(axis=0) if not np.isnan(support).any() else np.full(len(obs), np.nan, np.float32)
     supported = pd.concat([one.frame.obs["supported"] for one in asked], axis=1)
-    obs["supported"] = supported.all(axis=1, skipna=False) if not supported.isna().any(axis=None) else pd.NA
-    obs["supported"] = obs["supported"].astype(first.obs["supported"].dtype)
+    unknown = pd.array([pd.NA] * len(obs), dtype="boolean")
+    obs["supported"] = unknown if supported.isna().any(axis=None) else supported.all(axis=1)
     made = {**first.uns["scdecode"], "models": len(asked)}
     return replace(
         first,

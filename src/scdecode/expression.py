@@ -143,7 +143,6 @@ def decode(
     OutputError
         Where ``out`` cannot be written; nothing is left that looks finished.
     """
-    _check_words("decode", others)
     asked = prepare(
         model,
         points,
@@ -161,6 +160,7 @@ def decode(
         max_conditions=max_conditions,
         use_rep=use_rep,
         count_noise=count_noise,
+        **others,
     )
     frame = asked.frame
     into = np.empty(frame.shape, dtype=np.float32) if out is None and not frame.counts else None
@@ -197,8 +197,10 @@ def prepare(
     max_conditions: int = 100,
     use_rep: str | None = None,
     count_noise: bool | None = None,
+    **others: Any,
 ) -> Asked:
     """Read the arguments of :func:`decode`, and measure the support of the points; a path's own conditions hold."""
+    _check_words("decode", others)
     model.check_trained()
     own = conditions_of(points)
     batch, labels, library_size = (

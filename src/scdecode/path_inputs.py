@@ -11,6 +11,8 @@ from anndata import AnnData
 
 from scdecode.errors import ConditionWarning, InputError, PointsError, unknown_name, warn
 from scdecode.points import read_points
+from scdecode.said import read_categories, read_numbers
+from scdecode.schema import Schema
 
 CONDITIONS = ("batch", "labels", "categorical", "continuous", "library_size")
 """Arguments of decode that a path may bring with it."""
@@ -95,6 +97,8 @@ def by_lineage(place: str, values: Any) -> dict[str | None, Any]:
     if isinstance(values, pd.DataFrame):
         return {str(name): values[name].to_numpy() for name in values}
     array = np.asarray(values)
+    if array.ndim == 1 and array.dtype.kind in "OUS":  # names: a lineage each
+        return {str(name): (array == name).astype(float) for name in pd.unique(pd.Series(array).dropna())}
     if array.ndim == 2:
         return {f"lineage_{i + 1}": array[:, i] for i in range(array.shape[1])}
     if array.ndim != 1:
@@ -155,3 +159,16 @@ def shared_conditions(conditions: Mapping[str, Any]) -> dict[str, Any]:
                 ConditionWarning,
             )
     return found
+
+
+def check_conditions(schema: Schema, n_points: int, own: Mapping[str, Any]) -> None:
+    """Raise :class:`ConditionError` for conditions that a model does not know."""
+    read_categories(schema, n_points, own.get("batch"), own.get("labels"), own.get("categorical"))
+    read_numbers(schema, n_points, own.get("continuous"))
+
+
+def part_of(values: Any, at: int, n_lineages: int) -> Any:
+    """What is said of one of several lineages: of arrays with a row a lineage, in mappings of any depth, that row."""
+    if isinstance(values, Mapping):
+        return {key: part_of(value, at, n_lineages) for key, value in values.items()}
+    return values[at] if isinstance(values, np.ndarray) and len(values) == n_lineages else values

@@ -40,6 +40,17 @@ class Path(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class KnownPath:
+    """A path as it was decoded: what a result says of it."""
+
+    points: np.ndarray
+    spread: np.ndarray | None
+    time: np.ndarray
+    time_name: str | None
+    lineages: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, eq=False)
 class Points:
     """Latent points, flattened to one axis."""
 

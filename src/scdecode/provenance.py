@@ -15,7 +15,7 @@ from anndata import AnnData
 from scdecode.conditions import Conditions, slots_in_words
 from scdecode.decoding import Request, layer_names
 from scdecode.errors import InputError
-from scdecode.points import Points
+from scdecode.points import KnownPath, Points
 from scdecode.schema import Schema
 from scdecode.support import FAR
 
@@ -92,7 +92,7 @@ def make_frame(
     else:
         columns["support"] = support_n
         columns["supported"] = support_n <= FAR
-    if len(points.shape) > 1:
+    if len(points.shape) > 1 and points.lineage is None:
         for axis, index in enumerate(np.unravel_index(np.arange(len(points)), points.shape)):
             columns[f"axis_{axis}"] = index
     # a file holds no index of the name of a column
@@ -165,6 +165,11 @@ def decode_arguments(adata: AnnData) -> dict[str, Any]:
             "adata: it has no uns['scdecode'] and obsm['latent']; a result of model.decode(...) was expected"
         )
     made = adata.uns["scdecode"]
+    if "arguments" not in made:
+        raise InputError(
+            "adata: it is of several conditions (sd.counterfactual), each with arguments of its own; the result of one "
+            "model.decode(...) was expected"
+        )
     first = adata.obs["draw"].to_numpy() == 0 if "draw" in adata.obs else np.ones(adata.n_obs, dtype=bool)
     obs = adata.obs[first]
     shape = tuple(int(n) for n in made["shape"])
@@ -175,9 +180,14 @@ def decode_arguments(adata: AnnData) -> dict[str, Any]:
         )
     arguments = {key: _restore(value, obs) for key, value in json.loads(made["arguments"]).items()}
     arrays = {key: np.asarray(adata.obsm[key])[first] for key in adata.obsm}
+    points = arrays["latent"].reshape(*shape, -1)
     if "latent_spread" in arrays:
         arguments["spread"] = arrays["latent_spread"].reshape(*shape, *arrays["latent_spread"].shape[1:])
-    return {"points": arrays["latent"].reshape(*shape, -1), **arguments}
+    if "time" not in obs:
+        return {"points": points, **arguments}
+    lineages = tuple(dict.fromkeys(obs["lineage"].astype(str))) if "lineage" in obs else None
+    time_n = obs["time"].to_numpy().reshape(shape)
+    return {"points": KnownPath(points, None, time_n, made.get("time_name"), lineages), **arguments}
 
 
 def _restore(value: Any, obs: pd.DataFrame) -> Any:

@@ -16,7 +16,9 @@ from scdecode.lineages import read_lineages
 from scdecode.model import SCVI
 from scdecode.path_inputs import (
     by_lineage,
+    check_conditions,
     lineage_names,
+    part_of,
     read_conditions,
     read_paths,
     read_times,
@@ -237,6 +239,7 @@ class Trajectory:
         names = ["start", "end"] if len(waypoints) == 2 else [f"waypoint {i}" for i in range(len(waypoints))]
         places = read_places(model, waypoints, names)
         own = read_conditions((n_points,), conditions)
+        check_conditions(model.schema, n_points, own)  # now, and not when it is decoded
         track = join(model, places, n_points, how, spread=spread, n_neighbours=n_neighbours, conditions=own)
         cells = [len(place) for place in places]
         ends = f"between {cells[0]} and {cells[-1]} cells" if max(cells) > 1 else "between points"
@@ -275,7 +278,8 @@ class Trajectory:
             must have weight zero.
         weights
             How far each cell belongs to the lineage: lineage weights, fate probabilities, or a mask, ``(n,)``;
-            a DataFrame ``(n, lineages)`` for several lineages, which its columns name. By default all alike.
+            a DataFrame ``(n, lineages)`` for several lineages, which its columns name; or the name of each cell's
+            lineage. By default all alike.
         n_points
             Points, evenly spaced in pseudotime.
         bandwidth
@@ -364,7 +368,8 @@ class Trajectory:
         """
         found = read_lineages(adata, source, pseudotime=pseudotime, weights=weights, lineages=lineages)
         z = posterior_of(model, adata)
-        name = next(iter(found.values())).time_name
+        names = {lineage.time_name for lineage in found.values()}
+        name = names.pop() if len(names) == 1 else "pseudotime"  # slingshot has a column for each lineage
         made = cls.along_pseudotime(
             z,
             pd.DataFrame({name: lineage.pseudotime_n for name, lineage in found.items()}),
@@ -451,20 +456,15 @@ class Trajectory:
         if isinstance(lineage, str) and lineage not in self.lineages:
             raise InputError(unknown_name("lineage", lineage, self.lineages, "lineages"))
         at = self.lineages.index(lineage) if isinstance(lineage, str) else range(len(self.lineages))[lineage]
-
-        def own(value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return {key: own(v) for key, v in value.items()}
-            return value[at] if isinstance(value, np.ndarray) and value.shape == self.time.shape else value
-
         return replace(
             self,
             points=self.points[at],
             time=self.time[at],
             spread=None if self.spread is None else self.spread[at],
-            conditions=own(self.conditions),
+            conditions=part_of(self.conditions, at, len(self.lineages)),
             lineages=None,
             origin=f"{self.origin}, {self.lineages[at]}",
+            report=part_of(self.report, at, len(self.lineages)),
         )
 
     def __iter__(self) -> Iterator[Trajectory]:
@@ -483,12 +483,10 @@ class Trajectory:
             raise PointsError("pooled: a single path came, several lineages were expected")
         if not np.allclose(self.time, self.time[0]):
             raise PointsError("pooled: the lineages have other times; paths of the same times were expected")
-        if len(self.lineages) <= self.points.shape[-1] and self.spread is None:
-            warn(
-                f"pooled: {len(self.lineages)} paths came, more than {self.points.shape[-1]} tell a covariance of full "
-                "rank; the spread is too small",
-                SupportWarning,
-            )
+        n, k = len(self.lineages), self.points.shape[-1]
+        if n <= k and self.spread is None:
+            message = f"pooled: {n} paths came, more than {k} tell a covariance of full rank; the spread is too small"
+            warn(message, SupportWarning)
         mean, spread = moments(self.points, self.spread)
         return replace(
             self,

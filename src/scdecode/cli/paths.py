@@ -160,7 +160,11 @@ def path(
     asked = conditions(batch, labels, categorical, continuous, library_size)
     ends = {"--from": start, "--to": end, "--through": through, "--key": key}
     ordered = {"--pseudotime": pseudotime, "--weights": weights, "--lineages": lineages, "--lineage": lineage}
-    _check_way(ends, ordered)
+    _check_way(ends, ordered, how)
+    if over is not None and (
+        (over == "batch" and batch) or (over == "labels" and labels) or over in asked["categorical"]
+    ):
+        raise InputError(f"--over: {over!r} came with a value of its own; say which levels by --level")
     searching = notice("searching the geodesic ...") if how == "geodesic" else nullcontext()
     with searching:
         if start is not None and end is not None and key is not None:
@@ -197,8 +201,12 @@ def path(
         typer.echo(f"{plot}: trends")
     if heatmap is not None:
         first = None if made.lineages is None else made.lineages[0]
-        plots.save(plots.heatmap(expression, dynamics.cascade(table, n_top=40, lineage=first)), heatmap)
-        typer.echo(f"{heatmap}: cascade")
+        ordered_genes = dynamics.cascade(table, n_top=40, lineage=first)
+        if len(ordered_genes):
+            plots.save(plots.heatmap(expression, ordered_genes), heatmap)
+            typer.echo(f"{heatmap}: cascade")
+        else:
+            typer.echo(f"note: {heatmap} is not drawn, as no gene changes by more than the error bars", err=True)
     if latent is not None:
         colour = adata.obs[key] if key is not None else adata.obs[pseudotime] if pseudotime is not None else None
         plots.save(plots.latent(opened, made, cells=opened.get_latent_representation(adata), colour=colour), latent)
@@ -243,13 +251,17 @@ def _check_options(over: Any, levels: Any, difference: Any, of_genes: tuple[Any,
             raise InputError(f"--out: {out} came with --over; a name that ends in .h5ad, .csv or .tsv was expected")
 
 
-def _check_way(ends: dict[str, Any], ordered: dict[str, Any]) -> None:
+def _check_way(ends: dict[str, Any], ordered: dict[str, Any], how: str) -> None:
     """Raise :class:`InputError` unless a path is asked for in one way, and in full."""
     given, others = ([option for option, value in group.items() if value] for group in (ends, ordered))
     if not given and not others:
         raise InputError(
             "path: nothing says where it goes; pass --from, --to and --key for a path between categories of cells, "
             "or --pseudotime, or --lineages auto"
+        )
+    if others and how != "linear":
+        raise InputError(
+            f"--how: {how!r} came with {others[0]}; a path along a pseudotime runs through its cells: leave it out"
         )
     through_cells = [option for option in given if option != "--key"]
     if through_cells and others:

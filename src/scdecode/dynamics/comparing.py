@@ -15,6 +15,7 @@ from scdecode.dynamics.shapes import LEAST_SCORE, MIN_CHANGE
 from scdecode.errors import InputError, PointsError, check_number, unknown_name
 from scdecode.expression import Decodable
 from scdecode.pseudocounts import PSEUDOCOUNT
+from scdecode.trajectory import SHARE
 
 ALIGNMENTS = ("share", "time")
 _SAID = ("batch", "labels", "categorical", "continuous", "library_size")
@@ -71,7 +72,7 @@ def compare(
     kwargs_a: Mapping[str, Any] | None = None,
     kwargs_b: Mapping[str, Any] | None = None,
     names: tuple[str, str] = ("a", "b"),
-    align: str = "share",
+    align: str | None = None,
     n_points: int | None = None,
     genes: Sequence[str] | None = None,
     quantity: str = "rate",
@@ -106,7 +107,8 @@ def compare(
         What the two are called.
     align
         ``"share"``: times are the share of each path's own time that has passed, 0 to 1. ``"time"``: the times of the
-        paths, where they overlap.
+        paths, where they overlap. By default the times where both are of the same kind (``time_name``), such as one
+        pseudotime, and otherwise the shares.
     n_points
         Times to compare at, evenly spaced; by default as many as the path with more points has. Paths that do not have
         points there are interpolated, by the splines of :func:`gene_dynamics`; conditions of single points are those of
@@ -145,7 +147,7 @@ def compare(
     """
     check_number("min_change", min_change, 0.0, open_minimum=True)
     check_number("least_score", least_score, 0.0)
-    if align not in ALIGNMENTS:
+    if align is not None and align not in ALIGNMENTS:
         raise InputError(unknown_name("align", align, ALIGNMENTS, "ways to align two paths"))
     common = {
         "batch": batch,
@@ -178,6 +180,9 @@ def compare(
                 f"path_{place}: {len(one.routes)} lineages came, one was expected; pass one of them, path['name']"
             )
         asked.append(one)
+    kinds = {one.time_name for one in asked}
+    if align is None:
+        align = "time" if len(kinds) == 1 and not kinds & {SHARE, "time"} else "share"
     time_n, route_a, route_b = aligned(asked[0].routes[0], asked[1].routes[0], align, n_points)
     time_name = asked[0].time_name if align == "time" else "share of each path's time"
     arrays, scatter_n = differences(route_a, route_b)

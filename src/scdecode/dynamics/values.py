@@ -43,6 +43,9 @@ def trend_table(expression: AnnData, genes: Sequence[str] | None = None) -> pd.D
     made = expression.uns["scdecode"]
     if str(made["quantity"]) == "counts":
         raise InputError("expression: drawn counts came; 'rate', 'scale' or 'mean' of the path was expected")
+    unit = str(made["unit"])
+    if "baseline" in made:
+        unit = f"difference from {made['baseline']}: {unit}"
     names = list(expression.var_names) if genes is None else [genes] if isinstance(genes, str) else list(genes)
     for name in names:
         if name not in expression.var_names:
@@ -53,6 +56,9 @@ def trend_table(expression: AnnData, genes: Sequence[str] | None = None) -> pd.D
     if "lineage" in part.obs:
         codes = part.obs["lineage"].astype("category")
         columns["lineage"] = pd.Categorical.from_codes(np.tile(codes.cat.codes, g), codes.cat.categories)
+    if "condition" in part.obs:
+        codes = part.obs["condition"].astype("category")
+        columns["condition"] = pd.Categorical.from_codes(np.tile(codes.cat.codes, g), codes.cat.categories)
     columns["time"] = np.tile(part.obs["time"].to_numpy(), g)
     columns["mean"] = _long(part, None)
     for layer in _LAYERS:
@@ -60,7 +66,7 @@ def trend_table(expression: AnnData, genes: Sequence[str] | None = None) -> pd.D
             columns[layer] = _long(part, layer)
     if "supported" in part.obs:
         columns["supported"] = pd.concat([part.obs["supported"]] * g, ignore_index=True).array
-    columns["unit"] = pd.Categorical.from_codes(np.zeros(n * g, dtype=np.int8), [str(made["unit"])])
+    columns["unit"] = pd.Categorical.from_codes(np.zeros(n * g, dtype=np.int8), [unit])
     table = pd.DataFrame(columns)
     table.attrs = {"time_name": str(made.get("time_name", "time"))}
     return table

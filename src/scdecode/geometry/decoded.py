@@ -131,6 +131,22 @@ class ParameterMap:
             return torch.as_tensor(points).detach().to(self.dtype)
         return read_points(points, self.n_latent, simplex=self.simplex, spread=False).z_nk.to(self.dtype)
 
+    def read_path(self, points: Any, place: str) -> Tensor:
+        """At least two points in order, ``(n, k)``.
+
+        Raises
+        ------
+        PointsError
+            As :meth:`read`; for a single point, or several lineages, which are no one line.
+        """
+        lineages = getattr(points, "lineages", None)
+        if lineages is not None:
+            raise PointsError(f"{place}: {len(lineages)} lineages came, one was expected: path[{lineages[0]!r}]")
+        z_nk = self.read(points)
+        if len(z_nk) < 2:
+            raise PointsError(f"{place}: 1 point came, at least two in order were expected")
+        return z_nk
+
     def read_one(self, point: Any, place: str) -> Tensor:
         """One point, ``(k,)``; of a set of cells the one nearest to their mean."""
         z_nk = self.read(point)

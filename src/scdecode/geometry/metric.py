@@ -130,7 +130,7 @@ def path_length(
         library_size=library_size,
         max_conditions=max_conditions,
     )
-    return length_of(decoder, decoder.read(points))
+    return length_of(decoder, decoder.read_path(points, "points"))
 
 
 def metric_tensor(decoder: ParameterMap, z_nk: Tensor) -> Tensor:

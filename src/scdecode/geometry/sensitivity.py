@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from scdecode.errors import PointsError, check_integer, check_number
+from scdecode.errors import check_integer, check_number
 from scdecode.expression import Decodable
 from scdecode.geometry.decoded import ParameterMap, parameter_map
 from scdecode.kernels.threads import own_threads
@@ -176,9 +176,7 @@ def attribution(
     )
     positions = None if genes is None else decoder.positions(genes)
     names = decoder.genes if positions is None else [decoder.genes[i] for i in positions]
-    z_nk = decoder.read(path)
-    if len(z_nk) < 2:
-        raise PointsError("path: 1 point came, at least two in order were expected")
+    z_nk = decoder.read_path(path, "path")
 
     def log_scale(z: Tensor) -> Tensor:
         return decoder.log_mean(z, positions)

@@ -123,46 +123,48 @@ def fit_curve(
 def _read(z_nk: Any, time_n: Any, weights_n: Any, variance_nk: Any) -> Cells:
     z = np.asarray(z_nk, dtype=np.float64)
     if z.ndim != 2 or z.shape[1] < 1:
-        raise PointsError(f"z_nk: shape {z.shape} came, latents (cells, k) were expected")
+        raise PointsError(f"z: shape {z.shape} came, latents (cells, k) were expected")
     n = len(z)
-    time = _column("time_n", time_n, n)
-    weight = np.ones(n) if weights_n is None else _column("weights_n", weights_n, n)
+    time = _column("pseudotime", time_n, n)
+    weight = np.ones(n) if weights_n is None else _column("weights", weights_n, n)
     bad = ~np.isfinite(weight) | (weight < 0)
     if bad.any():
         raise PointsError(
-            f"weights_n: {bad.sum():,} of {n:,} are negative, NaN or infinite; numbers from 0 were expected, 0 for "
+            f"weights: {bad.sum():,} of {n:,} are negative, NaN or infinite; numbers from 0 were expected, 0 for "
             "cells outside of the lineage"
         )
     used = weight > 0
     if not used.any():
         raise PointsError(
-            f"weights_n: all {n:,} are zero; a lineage of at least {N_FOLDS} cells was expected"
+            f"weights: all {n:,} are zero; a lineage of at least {N_FOLDS} cells was expected"
             if n
-            else "z_nk: no cells came"
+            else "z: no cells came"
         )
     lost = used & ~np.isfinite(time)
     if lost.any():
         raise PointsError(
-            f"time_n: {lost.sum():,} of {n:,} cells have a NaN or infinite pseudotime; leave such cells out by a "
+            f"pseudotime: {lost.sum():,} of {n:,} cells have a NaN or infinite pseudotime; leave such cells out by a "
             "mask, or by weights_n of zero: those of other lineages, or what dpt did not reach"
         )
     if used.sum() < N_FOLDS:
-        raise PointsError(f"time_n: {used.sum()} cells came, at least {N_FOLDS} of a weight above zero were expected")
+        raise PointsError(
+            f"pseudotime: {used.sum()} cells came, at least {N_FOLDS} of a weight above zero were expected"
+        )
     variance = None
     if variance_nk is not None:
         variance = np.asarray(variance_nk, dtype=np.float64)
         if variance.shape != z.shape:
-            raise PointsError(f"variance_nk: shape {variance.shape} came, that of the latents {z.shape} was expected")
+            raise PointsError(f"variance: shape {variance.shape} came, that of the latents {z.shape} was expected")
         variance = variance[used]
         if not (np.isfinite(variance).all() and (variance >= 0).all()):
-            raise PointsError("variance_nk: negative, NaN or infinite values came; variances were expected")
+            raise PointsError("variance: negative, NaN or infinite values came; variances were expected")
     z, time, weight = z[used], time[used], weight[used] / weight.max()
     if not np.isfinite(z).all():
-        raise PointsError(f"z_nk: {(~np.isfinite(z).all(axis=1)).sum():,} of {n:,} cells have NaN or infinite latents")
+        raise PointsError(f"z: {(~np.isfinite(z).all(axis=1)).sum():,} of {n:,} cells have NaN or infinite latents")
     first, extent = float(time.min()), float(np.ptp(time))
     if not extent > 1e-12 * max(abs(first), abs(first + extent)):
         raise PointsError(
-            f"time_n: all {len(z):,} cells have the same pseudotime, {first:g}; a curve needs two or more"
+            f"pseudotime: all {len(z):,} cells have the same pseudotime, {first:g}; a curve needs two or more"
         )
     mean = weight @ z / weight.sum()
     return Cells(z - mean, (time - first) / extent, weight, variance, mean, first, extent)
@@ -204,8 +206,15 @@ def _warn_of_few(time_n: Floats, n_effective_n: Floats, k: int) -> None:
     few = np.flatnonzero(n_effective_n < k + 1)
     if len(few):
         warn(
-            f"the curve has fewer than {k + 1} effective cells at {len(few):,} of {len(time_n):,} points, between the "
-            f"times {time_n[few[0]]:g} and {time_n[few[-1]]:g}, {n_effective_n.min():.1f} at the least; do not rely on "
-            "it there, or take a larger bandwidth or fewer time points (at=)",
+            f"pseudotime: the curve has fewer than {k + 1} effective cells, as its mean takes, at {len(few):,} of "
+            f"{len(time_n):,} points (times {_stretches(time_n, few)}), {n_effective_n.min():.1f} at the least; do not "
+            "rely on it there, or pass a larger bandwidth",
             SupportWarning,
         )
+
+
+def _stretches(time_n: Floats, few: Floats) -> str:
+    """Points in a row as ``0.1 to 0.3, 0.9 to 1``."""
+    parts = np.split(few, np.flatnonzero(np.diff(few) > 1) + 1)
+    shown = [f"{time_n[part[0]]:.4g} to {time_n[part[-1]]:.4g}" for part in parts[:3]]
+    return ", ".join(shown) + (", ..." if len(parts) > 3 else "")

@@ -136,10 +136,10 @@ def _starts(z0_mk: Any) -> np.ndarray:
     z0 = np.asarray(z0_mk.detach().cpu() if isinstance(z0_mk, Tensor) else z0_mk, dtype=np.float64)
     z0 = z0[None] if z0.ndim == 1 else z0
     if z0.ndim != 2 or z0.size == 0:
-        raise PointsError(f"z0_mk: shape {z0.shape} came, starts (m, k) were expected")
+        raise PointsError(f"z0: shape {z0.shape} came, starts (m, k) were expected")
     if not np.isfinite(z0).all():
         bad = (~np.isfinite(z0).all(axis=1)).sum()
-        raise PointsError(f"z0_mk: {bad:,} of {len(z0):,} starts have NaN or infinite values")
+        raise PointsError(f"z0: {bad:,} of {len(z0):,} starts have NaN or infinite values")
     return z0
 
 
@@ -148,7 +148,7 @@ def _times(t_n: Any) -> np.ndarray:
     steps = np.diff(time) if time.ndim == 1 else np.zeros(1)
     if len(steps) == 0 or not np.isfinite(time).all() or not ((steps > 0).all() or (steps < 0).all()):
         raise PointsError(
-            f"t_n: shape {time.shape} came; two or more finite times were expected, all increasing or all decreasing"
+            f"t: shape {time.shape} came; two or more finite times were expected, all increasing or all decreasing"
         )
     return time
 

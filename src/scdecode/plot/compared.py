@@ -27,8 +27,8 @@ _TOP = 111.0
 
 
 def compare_paths(
-    paths: Mapping[str, Any],
     model: SCVI,
+    paths: Mapping[str, Any],
     *,
     cells: np.ndarray | None = None,
     colour: Sequence[Any] | None = None,
@@ -44,10 +44,10 @@ def compare_paths(
 
     Parameters
     ----------
-    paths
-        Names and paths of at least two points each: ``{"straight": path, "geodesic": other}``.
     model
         Trained, with reference cells.
+    paths
+        Names and paths of at least two points each: ``{"straight": path, "geodesic": other}``.
     cells, colour, embedding, spread
         As for :func:`scdecode.plot.latent`.
     **conditions

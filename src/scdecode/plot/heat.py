@@ -59,6 +59,11 @@ def heatmap(
     unit_of(expression)  # a result of decode, or an error
     sort = not isinstance(genes, pd.DataFrame) if sort is None else sort
     names = most_changing(expression) if genes is None else _names(genes)
+    if isinstance(genes, pd.DataFrame) and not names:
+        raise InputError(
+            "genes: the cascade is empty: no gene changes by more than the error bars (shape 'flat'); train longer, or "
+            "pass gene_dynamics(..., least_score=...) less"
+        )
     lines = lines_of(expression)
     if ax is not None and len(lines) > 1:
         raise InputError(

@@ -58,7 +58,8 @@ def refit_line(
     )
     design = Design(_with_ones(to_rows @ course_kj), pooled.combination_b, pooled.n_combinations)
     rows = _rows(pooled, expected, to_rows)
-    prior = learn_prior(rows, design, variance_j)
+    prior, factor = learn_prior(rows, design, variance_j)
+    rows = rows.scattered(factor)
     at_pq = _with_ones(to_points @ course_kj)
     library_p = _library_of(asked, points)
     shift_kg = log_of(decoded_ng[points[knots]] / library_p[knots]) - expected.log_trend_kg
@@ -75,17 +76,18 @@ def refit_line(
         layers["std"][:, some] = trend_pg * np.sqrt(np.expm1(variance_pg))
         layers["q05"][:, some], layers["q95"][:, some] = np.exp(mean_pg - half), np.exp(mean_pg + half)
         misfit_g[some] = sum(
-            share_g * one.misfit(part, design, prior, scale)
-            for one, share_g, scale in zip(fits, share_sg, prior.scales, strict=True)
+            share_g * one.misfit(part, design, prior, component)
+            for component, (one, share_g) in enumerate(zip(fits, share_sg, strict=True))
         )
     report = {
         "cells": pooled.n_cells,
         "weight": float(along.weight_n.sum()),
         "bins": pooled.n_bins,
         "combinations": pooled.n_combinations,
-        "courses_std": np.sqrt(prior.variance_j),
-        "scales": np.array(prior.scales),
-        "scales_share": prior.share_s,
+        "scatter": factor,
+        "courses_std": np.sqrt(prior.variance_hj),
+        "components": np.array(prior.components),
+        "components_share": prior.share_s,
         "offset_std": float(np.sqrt(prior.offset_variance)) if design.has_offsets else 0.0,
     }
     return Trend({name: values * library_p for name, values in layers.items()}, counts_g, misfit_g, report)
@@ -148,7 +150,7 @@ def _log_moments(
     at_pq: np.ndarray,
     shares: Sequence[tuple[np.ndarray, np.ndarray, float]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of the log trends over the scales, ``(p, g)`` each."""
+    """Mean and variance of the log trends over the components, ``(p, g)`` each."""
     mean_pg, square_pg = (np.zeros((len(at_pq), share_sg.shape[1])) for _ in range(2))
     for one, share_g in zip(fits, share_sg, strict=True):
         for own, share_m, others in shares:

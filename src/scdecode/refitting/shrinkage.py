@@ -15,18 +15,18 @@ was counted the mode is above the mean, and what was expected would exceed what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-SCALES = (0.01, 0.1, 0.4, 1.0, 2.5, 8.0)
-"""c: variances of the prior, as multiples of the mean over genes."""
+COMPONENTS = (*((0, scale) for scale in (0.01, 0.1, 0.5, 2.0, 8.0)), *((1, scale) for scale in (0.1, 0.5, 2.0, 8.0)))
+"""The normals of the prior: the number of the shape, and its scale c."""
 
 _LARGEST_STEP = 1.5  # of a coefficient, in natural logarithms: so far a quadratic is trusted
 _MOST_STEPS = 100
-_PRECISE = 1e-6  # a step of that is the last
-_AVERAGING = 4  # steps, after which a fourth digit no longer changes
+_PRECISE = 1e-4  # a step of that is the last
+_AVERAGING = 3  # steps, after which a third digit of a standard deviation no longer changes
 _BOUNDS = (-60.0, 30.0)  # of what is exponentiated, beside the library
 
 
@@ -61,28 +61,33 @@ class Rows:
         """Of some of the genes."""
         return Rows(self.counts_bg[:, which], self.offset_bg[:, which], self.kappa_bg[:, which])
 
+    def scattered(self, factor: float) -> Rows:
+        """With so many times the variance beyond Poisson's."""
+        return replace(self, kappa_bg=self.kappa_bg * factor)
+
 
 @dataclass(frozen=True, eq=False)
 class Prior:
     """What is known of a gene before its counts are looked at."""
 
-    variance_j: np.ndarray  # (q - 1,): of the time courses, at scale one
+    variance_hj: np.ndarray  # (shapes, q - 1): of the time courses, at scale one
     level: float
     level_variance: float
     offset_variance: float  # of a combination of conditions
-    share_s: np.ndarray  # (scales,): of the genes
-    scales: tuple[float, ...] = SCALES
+    share_s: np.ndarray  # (components,): of the genes
+    components: tuple[tuple[int, float], ...] = COMPONENTS
 
-    def moments(self, scale: float) -> tuple[np.ndarray, np.ndarray]:
-        """Means and variances of the q coefficients at a scale."""
-        mean = np.zeros(len(self.variance_j) + 1)
+    def moments(self, component: int) -> tuple[np.ndarray, np.ndarray]:
+        """Means and variances of the q coefficients in a component."""
+        shape, scale = self.components[component]
+        mean = np.zeros(self.variance_hj.shape[1] + 1)
         mean[-1] = self.level
-        return mean, np.append(scale * self.variance_j, self.level_variance)
+        return mean, np.append(scale * self.variance_hj[shape], self.level_variance)
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """The posterior of some genes at one scale of the prior.
+    """The posterior of some genes in one component of the prior.
 
     The covariance of beta is ``covariance``; given beta, offsets are independent of one another, with variances
     ``1 / precision``, and move by ``-gain`` with it.
@@ -107,12 +112,21 @@ class Fit:
             own_g = (share_m**2 / self.precision_gm).sum(axis=1)
         return mean_pg, ((reach_gpq @ self.covariance_gqq) * reach_gpq).sum(axis=2).T + own_g
 
-    def misfit(self, rows: Rows, design: Design, prior: Prior, scale: float) -> np.ndarray:
-        """Mean squared Pearson residual of each gene, for as many rows as are not used up by its coefficients."""
-        at = _curvature(rows, design, prior, scale, self.beta_gq, self.delta_gm, 0.0)
-        square_bg = (rows.counts_bg - at.mean_bg) ** 2 / (at.mean_bg * at.spread_bg)
-        used_g = (1 - np.diagonal(self.covariance_gqq, axis1=1, axis2=2) / prior.moments(scale)[1]).sum(axis=1)
-        return np.asarray(square_bg.sum(axis=0) / np.maximum(len(square_bg) - used_g, 1.0))
+    def residuals(
+        self, rows: Rows, design: Design, prior: Prior, component: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Squared residuals and means of the rows, ``(b, g)``, and the rows that coefficients leave over, ``(g,)``."""
+        at = _curvature(rows, design, prior, component, self.beta_gq, self.delta_gm, 0.0)
+        of_beta, of_delta = self.variances()
+        used_g = (1 - of_beta / prior.moments(component)[1]).sum(axis=1) + (1 - of_delta / prior.offset_variance).sum(
+            axis=1
+        )
+        return (rows.counts_bg - at.mean_bg) ** 2, at.mean_bg, np.maximum(len(at.mean_bg) - used_g, 1.0)
+
+    def misfit(self, rows: Rows, design: Design, prior: Prior, component: int) -> np.ndarray:
+        """Mean squared Pearson residual of each gene."""
+        square_bg, mean_bg, left_g = self.residuals(rows, design, prior, component)
+        return np.asarray((square_bg / (mean_bg * (1 + rows.kappa_bg * mean_bg))).sum(axis=0) / left_g)
 
     def variances(self) -> tuple[np.ndarray, np.ndarray]:
         """Of beta, ``(g, q)``, and of delta, ``(g, m)``."""
@@ -126,7 +140,7 @@ def fit(
     rows: Rows,
     design: Design,
     prior: Prior,
-    scale: float,
+    component: int,
     start: tuple[np.ndarray, np.ndarray],
     *,
     n_steps: int = _MOST_STEPS,
@@ -146,24 +160,34 @@ def fit(
     beta, delta = (each.copy() for each in start)
     variance_bg: np.ndarray | float = 0.0
     for _ in range(n_steps):
-        at = _curvature(rows, design, prior, scale, beta, delta, variance_bg)
-        largest, beta, delta = _step(rows, design, prior, scale, beta, delta, at)
+        at = _curvature(rows, design, prior, component, beta, delta, variance_bg)
+        largest, beta, delta = _step(rows, design, prior, component, beta, delta, at)
         if largest < _PRECISE:
             break
-    at = _curvature(rows, design, prior, scale, beta, delta, variance_bg)
-    evidence_g = _evidence(rows, design, prior, scale, beta, delta, at)
+    at = _curvature(rows, design, prior, component, beta, delta, variance_bg)
+    evidence_g = _evidence(rows, design, prior, component, beta, delta, at)
     for _ in range(n_averaging):
         variance_bg = at.log_variance(design)
-        at = _curvature(rows, design, prior, scale, beta, delta, variance_bg)
-        _, beta, delta = _step(rows, design, prior, scale, beta, delta, at)
+        at = _curvature(rows, design, prior, component, beta, delta, variance_bg)
+        _, beta, delta = _step(rows, design, prior, component, beta, delta, at)
     return Fit(beta, delta, at.covariance_gqq, at.gain_gqm, at.precision_gm, evidence_g)
 
 
+def advance(
+    rows: Rows, design: Design, prior: Prior, component: int, start: tuple[np.ndarray, np.ndarray]
+) -> tuple[Fit, tuple[np.ndarray, np.ndarray]]:
+    """Laplace's normal as if these coefficients were the mode, and the coefficients one step nearer to it."""
+    at = _curvature(rows, design, prior, component, *start, 0.0)
+    evidence_g = _evidence(rows, design, prior, component, *start, at)
+    _, beta, delta = _step(rows, design, prior, component, *start, at)
+    return Fit(*start, at.covariance_gqq, at.gain_gqm, at.precision_gm, evidence_g), (beta, delta)
+
+
 def _step(
-    rows: Rows, design: Design, prior: Prior, scale: float, beta: np.ndarray, delta: np.ndarray, at: _Curvature
+    rows: Rows, design: Design, prior: Prior, component: int, beta: np.ndarray, delta: np.ndarray, at: _Curvature
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """The largest change, and the coefficients after it."""
-    mean_q, variance_q = prior.moments(scale)
+    mean_q, variance_q = prior.moments(component)
     score_bg = (rows.counts_bg - at.mean_bg) / at.spread_bg
     towards = score_bg.T @ design.basis_bq - (beta - mean_q) / variance_q
     pull = _by_combination(score_bg, design) - delta / prior.offset_variance
@@ -175,10 +199,10 @@ def _step(
 
 
 def _evidence(
-    rows: Rows, design: Design, prior: Prior, scale: float, beta: np.ndarray, delta: np.ndarray, at: _Curvature
+    rows: Rows, design: Design, prior: Prior, component: int, beta: np.ndarray, delta: np.ndarray, at: _Curvature
 ) -> np.ndarray:
     """Log probability of each gene's counts by Laplace's method, but for a constant."""
-    mean_q, variance_q = prior.moments(scale)
+    mean_q, variance_q = prior.moments(component)
     log_spread = np.log(at.spread_bg)
     kappa = np.maximum(rows.kappa_bg, 1e-12)  # its limit is Poisson's: log(1 + kappa mean) / kappa -> mean
     last = np.where(rows.kappa_bg > 1e-12, log_spread / kappa, at.mean_bg)
@@ -202,7 +226,13 @@ class _Curvature:
     covariance_gqq: np.ndarray  # of beta
     gain_gqm: np.ndarray
     precision_gm: np.ndarray  # of delta, given beta
-    log_det_g: np.ndarray  # of the precision of all
+
+    @property
+    def log_det_g(self) -> np.ndarray:
+        """Of the precision of all coefficients."""
+        factor = np.linalg.cholesky(self.covariance_gqq)
+        log_det_g = -2 * np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(axis=1)
+        return np.asarray(log_det_g + np.log(self.precision_gm).sum(axis=1))
 
     def log_variance(self, design: Design) -> np.ndarray:
         """Of the log means of the rows, ``(b, g)``."""
@@ -221,7 +251,7 @@ def _curvature(
     rows: Rows,
     design: Design,
     prior: Prior,
-    scale: float,
+    component: int,
     beta: np.ndarray,
     delta: np.ndarray,
     variance_bg: np.ndarray | float,
@@ -241,18 +271,14 @@ def _curvature(
     precision_gqq = np.empty((g, q, q))
     precision_gqq[:, upper[0], upper[1]] = packed
     precision_gqq[:, upper[1], upper[0]] = packed
-    precision_gqq[:, np.arange(q), np.arange(q)] += 1 / prior.moments(scale)[1]
-    gain, own, log_det = np.zeros((g, q, 0)), np.zeros((g, 0)), np.zeros(g)
+    precision_gqq[:, np.arange(q), np.arange(q)] += 1 / prior.moments(component)[1]
+    gain, own = np.zeros((g, q, 0)), np.zeros((g, 0))
     if design.has_offsets:
         own = _by_combination(information_bg, design) + 1 / prior.offset_variance
         cross = np.stack([information_bg[rows_m].T @ basis_bq[rows_m] for rows_m in design.of_combination], axis=2)
         gain = cross / own[:, None, :]
         precision_gqq -= gain @ cross.transpose(0, 2, 1)
-        log_det = np.log(own).sum(axis=1)
-    factor = np.linalg.cholesky(precision_gqq)
-    log_det = log_det + 2 * np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(axis=1)
-    half = np.linalg.inv(factor)
-    return _Curvature(mean_bg, spread_bg, half.transpose(0, 2, 1) @ half, gain, own, log_det)
+    return _Curvature(mean_bg, spread_bg, np.linalg.inv(precision_gqq), gain, own)
 
 
 def _by_combination(values_bg: np.ndarray, design: Design) -> np.ndarray:
