@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 from truth_methods import Trend, gam, nearest, overdispersion, pool
-from truth_refit import refit
 from truth_tables import Outcome, Sizes, table
 
 import scdecode as sd
@@ -101,14 +100,13 @@ def ours(model: sd.SCVI, cells: AnnData, members: Mapping[str, np.ndarray], at_t
         low, high = (_at(at_t, path.time, np.log(tube.layers[q] + 1e-12)) for q in ("q05", "q95"))
         trends.setdefault("line", []).append(Trend(_at(at_t, path.time, np.log(line.X))))
         trends.setdefault("tube", []).append(Trend(_at(at_t, path.time, np.log(tube.X)), low, high))
+        refitted = sd.refit(model, path, cells, pseudotime=pseudotime, weights=member, quantity="scale")
+        bands = (_at(at_t, path.time, np.log(refitted.layers[q] + 1e-12)) for q in ("q05", "q95"))
+        trend = Trend(_at(at_t, path.time, np.log(refitted.X + 1e-12)), *bands)
+        trends.setdefault("tube, refitted to the counts", []).append(trend)
         kernel = member * np.exp(-0.5 * ((pseudotime - at_t[:, None]) / 0.03) ** 2)
         average = kernel @ decoded_cells / kernel.sum(1, keepdims=True)
         trends.setdefault("average of decoded cells", []).append(Trend(np.log(average)))
-    counts, batch = cells.X.toarray().astype(np.float64), cells.obs["batch"].cat.codes.to_numpy()
-    shares = np.stack(list(members.values()))
-    pooled = [pool(counts, pseudotime, batch, share) for share in shares / shares.sum(0)]
-    extra = np.exp(-model.vae.state_dict()["log_theta"].numpy().reshape(-1).astype(np.float64))
-    trends["tube, refitted to the counts"] = refit(np.stack([t.log_tg for t in trends["tube"]]), at_t, pooled, extra)
     truth = truths(cells, at_t)
     return {name: score(trend, truth) for name, trend in trends.items()}
 

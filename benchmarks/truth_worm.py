@@ -6,7 +6,7 @@ their batches by their shares. What is scored is the summed profile of the left-
 negative log-likelihood of its counts, in nats a count, above that of the profile itself (which no prediction attains).
 Averages of cells have a pseudocount of the training cells' profile, and the best of several sizes of it; the nearest
 cells in time, of the branch, have the best k. Both bests are taken over all branches and bins, after looking. The GAM
-and the refit (see truth_methods.py, truth_refit.py) have the other cells of the branch and their times.
+and the refit (see truth_methods.py) have the other cells of the branch and their times.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import anndata
 import numpy as np
 from anndata import AnnData
 from truth_methods import gam, overdispersion, pool
-from truth_refit import refit
 from truth_tables import DATA, Outcome, Sizes, table
 
 import scdecode as sd
@@ -138,9 +137,8 @@ def _along(
         f"GAM, {name}": _excess(counts, np.exp(trend.log_tg[0]))
         for name, trend in gam(pooled, place, overdispersion(cells, time, pooled)).items()
     }
-    tube = model.decode(path, batch=dict(batch), quantity="scale").X.astype(np.float64)
-    extra = np.exp(-model.vae.state_dict()["log_theta"].numpy().reshape(-1).astype(np.float64))
-    trend = refit(np.log(tube + 1e-9)[None], here, [pooled], extra)[0].log_tg
+    refitted = sd.refit(model, path, branch, pseudotime="time", batch=dict(batch), quantity="scale")
+    trend = np.log(refitted.X.astype(np.float64) + 1e-12)
     low = min(int(np.searchsorted(here, place[0], side="right")) - 1, len(here) - 2)
     step = (place[0] - here[low]) / (here[low + 1] - here[low])
     return found | {

@@ -201,7 +201,7 @@ def test_help_of_each_command_has_an_example(capsys: pytest.CaptureFixture[str])
     assert run("--help") == 0
     listed = capsys.readouterr().out
     names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
-    assert names == ["train", "info", "convert", "encode", "decode", "path", "generate", "demo"]
+    assert names == ["train", "info", "convert", "path", "encode", "decode", "generate", "demo"]
     for name in names:
         assert name in listed
         assert run(name, "--help") == 0

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -191,6 +192,10 @@ def test_any_cells_give_finite_points_and_covariances(n, k, distinct, seed, weig
     weight = rng.random(n) ** 4 + 1e-6 if weighted else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SupportWarning)
+        if weight is not None and weight.sum() ** 2 / (weight**2).sum() < 5:
+            with pytest.raises(PointsError, match="nearly all of the weight"):
+                fit_curve(rng.normal(size=(n, k)), time, weight)
+            return
         curve = fit_curve(rng.normal(size=(n, k)), time, weight, n_points=20)
     assert np.isfinite(curve.points_nk).all() and np.isfinite(curve.spread_nkk).all()
     assert (np.diff(curve.time_n) > 0).all()
@@ -212,6 +217,17 @@ def test_any_cells_give_finite_points_and_covariances(n, k, distinct, seed, weig
         ({"weights_n": np.r_[np.nan, np.ones(299)]}, "weights: 1 of 300 are negative, NaN"),
         ({"weights_n": np.ones(3)}, r"weights: shape \(3,\)"),
         ({"weights_n": np.r_[np.ones(4), np.zeros(296)]}, "4 cells came, at least 5"),
+        (
+            {"weights_n": np.r_[1.0, np.full(299, 1e-6)]},
+            "weights: 1 of 300 cells have nearly all .* count as 1.0 cells",
+        ),
+        ({"weights_n": np.r_[np.ones(4), np.full(296, 1e-300)]}, "weights: 4 of 300 cells .* count as 4.0 cells"),
+        (
+            {"time_n": np.full(300, "0.5")},
+            "pseudotime: ndarray came that is no array of numbers .*numbers were expected",
+        ),
+        ({"weights_n": np.full(300, "a")}, "weights: ndarray came that is no array of numbers"),
+        ({"z_nk": "cells"}, "z: str came that is no array of numbers"),
         ({"variance_nk": np.ones((300, 2))}, r"variance: shape \(300, 2\)"),
         ({"variance_nk": -np.ones((300, K))}, "variance: negative"),
         ({"z_nk": np.full((300, K), np.nan)}, "z: 300 of 300 cells"),
@@ -225,6 +241,29 @@ def test_what_cannot_be_a_curve(change, message):
     given_ = {"z_nk": draw(time), "time_n": time} | change
     with pytest.raises(PointsError, match=message):
         fit_curve(**given_)
+
+
+@pytest.mark.parametrize("tiny", [1e-2, 1e-6, 1e-12, 1e-300])
+def test_effective_cells_are_neither_negative_nor_more_than_the_cells(tiny):
+    time, weight = uniform(2000), np.full(2000, tiny)
+    weight[:6] = 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SupportWarning)
+        curve = fit_curve(draw(time), time, weight)
+    assert (curve.n_effective_n >= 0).all() and (curve.n_effective_n <= 2000).all()
+    assert np.isfinite(curve.points_nk).all() and np.isfinite(curve.spread_nkk).all()
+
+
+def test_what_is_masked_is_missing_and_tensors_may_have_gradients():
+    time, z = uniform(300), draw(uniform(300))
+    out = np.arange(300) < 30
+    plain = fit_curve(z, time, ~out)
+    masked = np.ma.masked_array(np.where(out, 1e3, time), mask=out)
+    np.testing.assert_array_equal(fit_curve(z, masked, ~out).points_nk, plain.points_nk)
+    with pytest.raises(PointsError, match="pseudotime: 30 of 300 cells have a NaN"):
+        fit_curve(z, masked)
+    tensors = [torch.tensor(values, requires_grad=True) for values in (z, time, (~out).astype(float))]
+    np.testing.assert_array_equal(fit_curve(*tensors).points_nk, plain.points_nk)
 
 
 def test_options_are_checked():

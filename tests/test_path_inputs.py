@@ -9,18 +9,19 @@ import torch
 from anndata import AnnData
 from torch.distributions import Independent, MultivariateNormal, Normal
 
-from scdecode.errors import InputError, PointsError
+from scdecode.errors import ConditionError, InputError, PointsError
 from scdecode.path_inputs import (
     CONDITIONS,
     by_lineage,
-    covariances_of,
     lineage_names,
     read_conditions,
-    read_paths,
-    read_times,
+    read_ordered,
     values_of,
     variances_of,
+    width_of,
 )
+from scdecode.path_parts import check_spread, check_waypoints, covariances_of, read_parts, read_paths, read_times
+from scdecode.trajectory import Trajectory
 
 K, N, L = 3, 5, 2
 Z = np.random.default_rng(0).normal(size=(L, N, K)).astype(np.float32)
@@ -61,7 +62,51 @@ def test_several_paths():
     z, _, lineages = read({"left": Z[1], "right": Z[0].tolist()})
     np.testing.assert_array_equal(z, Z[::-1])
     assert lineages == ("left", "right")
-    assert read({"left": Z[1], "right": Z[0]}, lineages=["x", "y"])[2] == ("x", "y")
+    z, _, lineages = read({"left": Z[1], "right": Z[0]}, lineages=["right", "left"])
+    np.testing.assert_array_equal(z, Z)
+    assert lineages == ("right", "left")
+
+
+def test_paths_by_name_are_chosen_by_name():
+    paths = {"left": Z[0], 2: torch.tensor(Z[1], requires_grad=True)}
+    z, _, lineages = read(paths, lineages=[2])
+    np.testing.assert_array_equal(z, Z[1:])
+    assert lineages == ("2",)
+    around = Normal(torch.tensor(Z[0]), 0.5)
+    z, spread, _ = read({"a": around, "b": Normal(torch.tensor(Z[1]), 1.0)})
+    np.testing.assert_array_equal(z, Z)
+    np.testing.assert_allclose(spread[:, 0, 0, 0], [0.25, 1])
+    assert read({"a": around}, spread=False)[1] is None
+    for points, names, message in (
+        (paths, ["middle"], "lineages: 'middle' is not one of the 2 names of the paths"),
+        (paths, ["left", "left"], "has a name twice"),
+        (paths, "left", "lineages: 'left' came, a list of names"),
+        (Z, "ab", "lineages: 'ab' came, a list of names"),
+        (Z, 5, "lineages: 5 came, a list of names"),
+        ({"a": around, "b": Z[1]}, None, "some paths have a spread of their own"),
+        ({"a": Trajectory.from_points(Z[0])}, None, r"a mapping with trajectories came.*path\.points"),
+        ({"a": 3.0}, None, r"points: 3\.0 came"),
+    ):
+        with pytest.raises(PointsError, match=message):
+            read(points, lineages=names)
+
+
+def test_width():
+    for points in (Z, Z.tolist(), torch.tensor(Z), Trajectory.from_points(Z[0]), Normal(torch.tensor(Z), 1.0)):
+        assert width_of(points) == K
+    for odd in (3.0, None, "x", {"a": 1}, [[1.0], [1.0, 2.0]]):
+        with pytest.raises(PointsError, match="points: "):
+            width_of(odd)
+
+
+def test_places_and_spreads():
+    places, names = check_waypoints((Z[0], Z[1]), True)
+    assert len(places) == 2
+    assert names == ["start", "end"]
+    assert check_waypoints(Z[0], np.False_)[1][-1] == "waypoint 4"
+    check_spread(True)
+    with pytest.raises(PointsError, match="spread: float came, True or False was expected"):
+        check_spread(0.5)
 
 
 def test_a_path_is_a_copy():
@@ -120,8 +165,6 @@ def test_refused_paths(points, said, message):
 
 def test_one_name_for_one_path_without_an_axis_of_paths():
     """An error of ours, or a path of that name; not one of numpy's."""
-    from scdecode.trajectory import Trajectory
-
     try:
         path = Trajectory.from_points(Z[0], lineages=["only"])
     except PointsError as error:
@@ -182,8 +225,61 @@ def test_by_lineage():
         found = by_lineage("weights", values)
         assert list(found) == names
         np.testing.assert_array_equal(np.stack(list(found.values()), axis=1), two)
+    for place in ("pseudotime", "weights"):
+        np.testing.assert_array_equal(by_lineage(place, pd.Series([1, None, 2], dtype=object))[None], [1, np.nan, 2])
+        np.testing.assert_array_equal(by_lineage(place, pd.array([1, None], dtype="Float64"))[None], [1, np.nan])
+        masked = np.ma.masked_array([1.0, 9.0], mask=[0, 1])
+        np.testing.assert_array_equal(by_lineage(place, masked)[None], [1, np.nan])
+        np.testing.assert_array_equal(by_lineage(place, pd.Series([True, None], dtype=object))[None], [1, np.nan])
+        with pytest.raises(InputError, match=rf"{place}: the lineages \['1', '1'\] came; names that differ"):
+            by_lineage(place, {1: [1.0], "1": [2.0]})
     with pytest.raises(InputError, match=r"weights: shape \(1, 6, 2\) came, one a cell, \(n,\) or \(n, lineages\)"):
         by_lineage("weights", two[None])
+
+
+def test_weights_by_name():
+    for values in (
+        ["b", "a", None, "b"],
+        ["b", "a", np.nan, "b"],
+        pd.Series(["b", "a", None, "b"], dtype="string"),
+        pd.Categorical(["b", "a", None, "b"]),
+        np.ma.masked_array(["b", "a", "c", "b"], mask=[0, 0, 1, 0]),
+    ):
+        found = by_lineage("weights", values)
+        assert {name: column.tolist() for name, column in found.items()} == {"b": [1, 0, 0, 1], "a": [0, 1, 0, 0]}
+    for odd in (["0", "1"], ["a", "1"], ["a", 1], np.array(["0.5", "nan"])):
+        with pytest.raises(PointsError, match="weights: strings came of which .* the name of each cell's lineage"):
+            by_lineage("weights", odd)
+    for odd in (["a", "b"], np.array(["0", "1"]), pd.Series(["0", "1"]), ["0", None], np.array(["2020"], "datetime64")):
+        with pytest.raises(PointsError, match=r"pseudotime: .* that is no array of numbers .*numbers were expected"):
+            by_lineage("pseudotime", odd)
+
+
+def test_series_in_a_mapping_keep_their_order_and_must_share_it():
+    a = pd.Series([1.0, 2.0, 3.0], index=["z", "y", "x"])
+    found = by_lineage("weights", {"a": a, "b": a + 1, "c": pd.Series([7.0, 8, 9]), "d": [4, 5, 6]})
+    assert [column.tolist() for column in found.values()] == [[1, 2, 3], [2, 3, 4], [7, 8, 9], [4, 5, 6]]
+    for other in (a[::-1], a.rename({"x": "w"}), a[:2]):
+        with pytest.raises(PointsError, match=r"weights\['b'\]: a Series came whose index, \[.*\], is not that of"):
+            by_lineage("weights", {"a": a, "b": other})
+    levels = a.set_axis(pd.MultiIndex.from_tuples([("z", 1), ("y", 1), ("x", 1)]))
+    with pytest.raises(PointsError, match="bring all into the order of the cells"):
+        by_lineage("weights", {"a": levels, "b": levels[::-1]})
+
+
+def test_cells_in_order():
+    time = np.arange(6.0)
+    cells = read_ordered(Normal(torch.tensor(np.ones((6, K))), 0.5), time, pd.DataFrame({"a": time, "b": 1.0}))
+    assert cells.lineages == ("a", "b")
+    np.testing.assert_array_equal(cells.variance_nk, np.full((6, K), 0.25))
+    assert list(cells.time) == [None]
+    swapped = read_ordered(
+        np.ones((6, K)), pd.DataFrame({"b": time, "a": -time}), pd.DataFrame({"a": time, "b": -time})
+    )
+    assert swapped.lineages == ("b", "a")
+    assert (swapped.weight["a"] >= 0).all()
+    named = read_ordered(np.ones((6, K)), np.stack([time, -time], axis=1), {"x": time, "y": time})
+    assert list(named.time) == ["x", "y"]
 
 
 def test_names_of_lineages():
@@ -226,8 +322,59 @@ def test_conditions_of_every_kind():
 
 
 @pytest.mark.parametrize(
+    "form",
+    [
+        np.asarray,
+        torch.tensor,
+        lambda v: torch.tensor(v, requires_grad=True),
+        pd.Series,
+        pd.Index,
+        pd.array,
+        lambda v: pd.Series(v, index=list("vwxyz")),
+        np.ma.masked_array,
+    ],
+)
+def test_conditions_of_each_point_in_every_form(form):
+    age = np.arange(20.0, 25)
+    found = read_conditions((L, N), {"continuous": {"age": form(age)}, "library_size": form(age)})
+    np.testing.assert_array_equal(found["continuous"]["age"], [age, age])
+    np.testing.assert_array_equal(found["library_size"], [age, age])
+    assert read_conditions((L, N), {"library_size": np.array(5.0)}) == {"library_size": 5.0}
+    assert read_conditions((L, N), {"library_size": torch.tensor(5.0)}) == {"library_size": 5.0}
+
+
+def test_conditions_that_are_masked_are_missing():
+    mask = [False, True, False, False, False]
+    found = read_conditions((N,), {"library_size": np.ma.masked_array(np.arange(5), mask=mask)})
+    np.testing.assert_array_equal(found["library_size"], [0, np.nan, 2, 3, 4])
+    found = read_conditions((N,), {"batch": np.ma.masked_array(list("abcde"), mask=mask)})
+    assert found["batch"].tolist() == ["a", None, "c", "d", "e"]
+
+
+def test_conditions_and_times_of_named_points():
+    points = pd.DataFrame(Z[0], index=list("vwxyz"))
+    batch = pd.Series(list("aabbb"), index=points.index)
+
+    def parts(**given):
+        conditions = {key: value for key, value in given.items() if key != "time"}
+        return read_parts(points, K, given.get("time"), None, None, conditions, simplex=False)
+
+    assert parts(batch=batch, time=pd.Series(range(N), index=points.index)).conditions["batch"].tolist() == list(batch)
+    assert parts(batch=batch.to_numpy()[::-1]).conditions["batch"].tolist() == list("bbbaa")
+    assert parts(batch=batch.reset_index(drop=True)).conditions["batch"].tolist() == list(batch)
+    for given, place in (
+        ({"batch": batch[::-1]}, "batch"),
+        ({"categorical": {"sex": batch[::-1]}}, r"categorical\['sex'\]"),
+        ({"time": pd.Series(range(N), index=list("zyxwv"))}, "time"),
+    ):
+        with pytest.raises(ConditionError, match=place + ": a Series came that names the points in another order"):
+            parts(**given)
+
+
+@pytest.mark.parametrize(
     ("given", "kind", "message"),
     [
+        ({"continuous": 3}, ConditionError, "continuous: 3 came, a mapping of covariate names to values"),
         ({"batches": "a"}, InputError, "'batches' is not one of the 5 conditions of a path .*did you mean 'batch'"),
         ({"batch": np.array(["a", "b"])}, PointsError, r"batch: shape \(2,\) came, one value a point, \(2, 5\)"),
         ({"continuous": {"age": np.zeros(4)}}, PointsError, r"continuous\['age'\]: shape \(4,\) came"),

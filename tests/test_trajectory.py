@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
 from small_models import make_adata, make_model
 from torch.distributions import Normal
 
@@ -159,6 +160,14 @@ def test_points_in_a_row_that_are_the_same(model):
         (np.stack([line()] * 2), {"lineages": ["a"]}, r"lineages: \['a'\] came for 2 paths"),
         (line(), {"spread": np.ones(3)}, r"spread: shape \(3,\) came"),
         (line(), {"batches": "a"}, "did you mean 'batch'"),
+        (3.0, {}, r"points: 3\.0 came, latent points \(n, k\) were expected"),
+        ([], {}, r"points: shape \(0,\) came, which has no points"),
+        (line(), {"categorical": "x"}, "categorical: 'x' came, a mapping of covariate names to values was expected"),
+        (line(), {"time": list("abcde")}, "time: list came that is no array of numbers .*numbers were expected"),
+        (line(), {"time": list("01234")}, "time: list came that is no array of numbers"),
+        (line(), {"time": np.ma.masked_array(np.arange(5.0), mask=[0, 1, 0, 0, 0])}, "time: it must increase"),
+        (line(), {"time": {"a": np.arange(5.0)}}, "time: dict came that is no array of numbers"),
+        (np.stack([line()] * 2), {"lineages": "ab"}, "lineages: 'ab' came, a list of names, one a path, was expected"),
         (line(), {"batch": np.array(["a", "b"])}, r"batch: shape \(2,\) came, one value a point, \(5,\)"),
     ],
 )
@@ -170,6 +179,48 @@ def test_from_points_refuses(points, said, message):
 def test_from_points_of_another_width(model):
     with pytest.raises(PointsError, match=r"shape \(5, 3\) came, \(\.\.\., 4\) was expected"):
         Trajectory.from_points(line(k=3), model=model)
+
+
+def test_from_points_of_a_trajectory(model):
+    points = np.stack([line(), line() + 1, line() + 2])
+    both = Trajectory.from_points(
+        points,
+        np.arange(5.0),
+        spread=0.5,
+        lineages=["a", "b", "c"],
+        time_name="days",
+        batch=np.array([["batch_1"] * 5, ["batch_2"] * 5, ["batch_3"] * 5]),
+        continuous={"age": np.arange(5.0), "pct": 0.1},
+    )
+    same = Trajectory.from_points(both)
+    for name in ("points", "time", "spread"):
+        np.testing.assert_array_equal(getattr(same, name), getattr(both, name))
+    assert (same.lineages, same.time_name) == (both.lineages, "days")
+    assert same.conditions["batch"].tolist() == both.conditions["batch"].tolist()
+    some = Trajectory.from_points(both, lineages=["c", "a"], continuous={"pct": 0.2}, spread=False, library_size=300)
+    np.testing.assert_array_equal(some.points, points[[2, 0]].astype(np.float32))
+    assert some.lineages == ("c", "a")
+    assert some.spread is None
+    assert some.conditions["batch"][:, 0].tolist() == ["batch_3", "batch_1"]
+    assert some.conditions["continuous"]["pct"] == 0.2
+    np.testing.assert_array_equal(some.conditions["continuous"]["age"], [np.arange(5.0)] * 2)
+    assert some.conditions["library_size"] == 300
+    other = Trajectory.from_points(both["a"], [0, 2, 4, 6, 9])
+    np.testing.assert_array_equal(other.time, [0, 2, 4, 6, 9])
+    assert other.time_name == "time"
+    with pytest.raises(PointsError, match="lineages: 'd' is not one of the 3 names of the paths"):
+        Trajectory.from_points(both, lineages=["d"])
+
+
+def test_a_spread_that_is_asked_for_is_found(model):
+    points = model.reference_latents()[:6]
+    expected = Trajectory.from_points(points, model=model).spread
+    for form in (points, Normal(torch.tensor(points), 2.0), Trajectory.from_points(points, spread=3.0)):
+        for said in (True, np.True_):
+            np.testing.assert_array_equal(Trajectory.from_points(form, model=model, spread=said).spread, expected)
+    with pytest.raises(PointsError, match="spread: True came, but the points have none of their own"):
+        Trajectory.from_points(points, spread=True)
+    assert Trajectory.from_points(Normal(torch.tensor(points), 2.0), spread=True).spread[0, 0, 0] == 4
 
 
 # -- between two places, and through several
@@ -285,15 +336,16 @@ def test_ways_through_the_cells(model, how):
 
 
 def test_report_of_a_geodesic(model):
+    """The same but for where the search starts, which is the graph's path at other points."""
     z = model.reference_latents()
     path = Trajectory.between(model, z[0], z[1], n_points=10, how="geodesic", batch="batch_1", spread=False)
     alone = sd.geometry.geodesic(model, z[0], z[1], n_points=10, batch="batch_1")
-    assert path.report["length"] == pytest.approx(alone.length)
+    assert path.report["length"] == pytest.approx(alone.length, rel=1e-3)
     assert path.report["straight_length"] == pytest.approx(alone.straight_length)
-    assert path.report["ratio"] == pytest.approx(alone.ratio)
-    assert path.report["converged"] == alone.converged
-    np.testing.assert_allclose(path.report["energy"], alone.energy)
-    np.testing.assert_allclose(path.points, alone.points, atol=1e-5)
+    assert path.report["ratio"] == pytest.approx(alone.ratio, rel=1e-3)
+    assert path.report["converged"] is True
+    assert path.report["energy"][-1] == pytest.approx(alone.energy[-1], rel=1e-3)
+    np.testing.assert_allclose(path.points, alone.points, atol=0.05)
 
 
 @pytest.mark.parametrize("how", ["graph", "geodesic"])
@@ -307,9 +359,9 @@ def test_several_stops_through_the_cells(model, how):
     assert nearest <= np.linalg.norm(np.diff(path.points, axis=0), axis=1).max()
     if how == "geodesic":
         parts = [sd.geometry.geodesic(model, *pair, n_points=21, batch="batch_1") for pair in (stops[:2], stops[1:])]
-        assert path.report["length"] == pytest.approx(sum(part.length for part in parts), rel=1e-4)
+        assert path.report["length"] == pytest.approx(sum(part.length for part in parts), rel=2e-3)
         assert [part["length"] for part in path.report["parts"]] == pytest.approx(
-            [part.length for part in parts], rel=1e-4
+            [part.length for part in parts], rel=2e-3
         )
 
 
@@ -325,6 +377,8 @@ def test_several_stops_through_the_cells(model, how):
         ({"end": np.zeros((0, 4))}, PointsError, "no points"),
         ({"end": np.zeros(4)}, PointsError, "start, end: they are the same point"),
         ({"end": "HSC"}, PointsError, "no array of numbers"),
+        ({"start": AnnData(np.ones((3, 2)))}, PointsError, r"start: an AnnData came.*model\.posterior\(adata\[...\]\)"),
+        ({"end": AnnData(np.ones((3, 2)))}, PointsError, r"end: an AnnData came.*model\.posterior\(adata\[...\]\)"),
         ({"batches": "batch_1"}, InputError, "did you mean 'batch'"),
         ({"batch": np.array(["batch_1"] * 3)}, PointsError, r"batch: shape \(3,\) came, one value a point, \(100,\)"),
         ({"batch": "batch1", "how": "geodesic"}, ConditionError, "batch_1"),
@@ -339,6 +393,13 @@ def test_too_few_waypoints_and_two_that_are_the_same(model):
     for n in (0, 1):
         with pytest.raises(PointsError, match=f"waypoints: {n} came, two or more were expected"):
             Trajectory.through(model, line()[:n])
+    for odd in (5.0, "ab", Normal(0.0, 1.0), None):
+        with pytest.raises(PointsError, match="waypoints: .* came, a list of points or sets of cells was expected"):
+            Trajectory.through(model, odd)
+    with pytest.raises(PointsError, match="waypoints: 0 came"):
+        Trajectory.through(model, np.array(5.0))
+    frame = Trajectory.through(model, pd.DataFrame(line()[:3]), 5, spread=False)
+    np.testing.assert_array_equal(frame.points, Trajectory.through(model, line()[:3], 5, spread=False).points)
     with pytest.raises(PointsError, match="waypoint 1, waypoint 2: they are the same point"):
         Trajectory.through(model, line()[[0, 1, 1, 2]])
     same = cells(20)
@@ -472,8 +533,74 @@ def test_several_lineages_along_a_pseudotime(ordered):
     numbered = Trajectory.along_pseudotime(posterior(z), own, weights.to_numpy(), n_points=11)
     assert numbered.lineages == ("lineage_1", "lineage_2")
     np.testing.assert_array_equal(numbered.points, both.points)
-    with pytest.raises(InputError, match=r"weights: the lineages \['left', 'right'\] came, but .* \['lineage_1'"):
-        Trajectory.along_pseudotime(posterior(z), own, weights)
+    # one without names takes the other's
+    for given in ((own, weights), (pd.DataFrame(own, columns=["left", "right"]), weights.to_numpy())):
+        named = Trajectory.along_pseudotime(posterior(z), *given, n_points=11)
+        assert named.lineages == ("left", "right")
+        np.testing.assert_array_equal(named.points, both.points)
+    with pytest.raises(InputError, match=r"weights: the lineages \['left', 'right', 'up'\] came, but .* \['lineage_1'"):
+        Trajectory.along_pseudotime(posterior(z), own, weights.assign(up=1.0))
+    side = np.where(right, "right", "left")  # of names of each cell nobody knows which column is whose
+    with pytest.raises(InputError, match=r"weights: the lineages .* came, but .* \['lineage_1'"):
+        Trajectory.along_pseudotime(posterior(z), own, side)
+    by_name = Trajectory.along_pseudotime(posterior(z), t, side, n_points=11)
+    np.testing.assert_array_equal(by_name["left"].points, both["left"].points)
+
+
+def test_names_of_the_cells_are_heeded(ordered):
+    """A Series goes by position, so one in another order is an error wherever names tell it."""
+    z, t, right = ordered
+    names = pd.Index([f"cell_{i}" for i in range(600)])
+    time, weight = pd.Series(t, names), pd.Series(right.astype(float), names)
+    with pytest.warns(SupportWarning, match="no posterior"):
+        plain = Trajectory.along_pseudotime(pd.DataFrame(z, index=names), time, weight, n_points=5)
+    expected = Trajectory.along_pseudotime(posterior(z), t, right, n_points=5)
+    np.testing.assert_array_equal(plain.points, expected.points)
+    for given in (
+        (pd.DataFrame(z, index=names), time[::-1]),
+        (pd.DataFrame(z, index=names), time, weight[::-1]),
+        (pd.DataFrame(z, index=names), time, {"a": weight, "b": weight[::-1]}),
+        (pd.DataFrame(z, index=names), pd.DataFrame({"a": time, "b": time})[::-1]),
+        (posterior(z), time, weight[::-1]),
+        (posterior(z), {"a": time}, weight.to_frame("a")[::-1]),
+    ):
+        with pytest.raises(ConditionError, match=r"(pseudotime|weights): a Series came .* in another order .*to_numpy"):
+            Trajectory.along_pseudotime(*given)
+    shuffled = {"a": weight[::-1], "b": weight[::-1]}  # in the order in which they came, not sorted
+    found = Trajectory.along_pseudotime(posterior(z), t, shuffled, n_points=5)
+    np.testing.assert_array_equal(
+        found["a"].points, Trajectory.along_pseudotime(posterior(z), t, right[::-1], n_points=5).points
+    )
+
+
+def test_masked_and_missing_pseudotimes(ordered):
+    z, t, right = ordered
+    expected = Trajectory.along_pseudotime(posterior(z), t, right, n_points=5).points
+    nullable = pd.Series(t, dtype="Float64").mask(~right)
+    for time in (np.ma.masked_array(np.where(right, t, 1e6), mask=~right), nullable, nullable.array):
+        np.testing.assert_array_equal(
+            Trajectory.along_pseudotime(posterior(z), time, right, n_points=5).points, expected
+        )
+        with pytest.raises(PointsError, match="cells have a NaN or infinite pseudotime"):
+            Trajectory.along_pseudotime(posterior(z), time)
+    member = pd.Series(right, dtype=object)
+    np.testing.assert_array_equal(Trajectory.along_pseudotime(posterior(z), t, member, n_points=5).points, expected)
+    member[0] = None
+    for weights in (member, np.ma.masked_array(right, mask=np.arange(600) < 1)):
+        with pytest.raises(PointsError, match="weights: 1 of 600 are negative, NaN"):
+            Trajectory.along_pseudotime(posterior(z), t, weights)
+    grad = torch.tensor(z, requires_grad=True)
+    Trajectory.along_pseudotime(Normal(grad, 0.1), torch.tensor(t, requires_grad=True), right, n_points=5)
+
+
+@pytest.mark.parametrize("spread", [0.5, np.eye(K), None, "yes"])
+def test_found_spreads_are_yes_or_no(model, ordered, spread):
+    z, t, _ = ordered
+    with pytest.raises(PointsError, match=r"spread: .* came, True or False was expected; .*from_points"):
+        Trajectory.between(model, np.zeros(K), np.ones(K), spread=spread)
+    with pytest.raises(PointsError, match=r"spread: .* came, True or False was expected"):
+        Trajectory.along_pseudotime(posterior(z), t, spread=spread)
+    assert Trajectory.between(model, np.zeros(K), np.ones(K), 3, spread=np.False_).spread is None
 
 
 @pytest.mark.parametrize(
@@ -490,6 +617,12 @@ def test_several_lineages_along_a_pseudotime(ordered):
         ({"n_points": 1}, "n_points: 1 came, a whole number of at least 2"),
         ({"batch": np.array(["a", "b"])}, r"batch: shape \(2,\) came"),
         ({"bandwidth": -1.0}, "bandwidth"),
+        ({"z": 5.0}, r"z: 5\.0 came, latent points \(n, k\) were expected"),
+        ({"pseudotime": np.arange(600).astype(str)}, "pseudotime: .* numbers were expected"),
+        ({"pseudotime": ["a"] * 600}, "pseudotime: .* numbers were expected"),
+        ({"pseudotime": pd.Series(np.arange(600.0)).astype(str)}, "pseudotime: .* numbers were expected"),
+        ({"weights": np.arange(600).astype(str)}, "weights: strings came .* the name of each cell's lineage"),
+        ({"weights": {"a": np.full(600, "x")}}, "weights: .* numbers were expected"),
         ({"pseudotime": None}, "time"),
     ],
 )
@@ -564,6 +697,18 @@ def test_flow_of_a_known_field():
     assert path.spread is None
     assert path.origin == "flow of 1 points over 13 times"
     assert path.lineages is None
+
+
+def test_flow_from_tensors_with_gradients_and_with_few_evaluations():
+    start = torch.ones(K, requires_grad=True)
+    times = torch.tensor([0.0, 1.0], requires_grad=True)
+    path = Trajectory.flow(lambda t, z: z, start, times)
+    np.testing.assert_allclose(path.points[-1], np.full(K, np.e), rtol=1e-4)
+    with pytest.raises(PointsError, match="field: 10 evaluations led from time 0 .* or a larger max_evaluations"):
+        Trajectory.flow(lambda t, z: z, np.ones(K), [0.0, 1.0], max_evaluations=10)
+    for odd in ("abc", 3.0):
+        with pytest.raises(PointsError, match="z0: "):
+            Trajectory.flow(lambda t, z: z, odd, [0.0, 1.0])
 
 
 def test_flow_backward_is_turned_round():

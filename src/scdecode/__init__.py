@@ -13,6 +13,7 @@ from scdecode.model import SCVI
 from scdecode.opening import load
 from scdecode.paths.flows import velocity_field
 from scdecode.provenance import decode_arguments
+from scdecode.refitting import refit
 from scdecode.scanvi import SCANVI
 from scdecode.trajectory import Trajectory
 
@@ -40,5 +41,6 @@ __all__ = [
     "lineages",
     "load",
     "plot",
+    "refit",
     "velocity_field",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,8 @@ def counterfactual(
             if asked:  # the points are the same in every condition, and so is what there is to say of them
                 warnings.simplefilter("ignore", SupportWarning)
             asked[name] = prepare(model, points, **own)
+    smaller = max(1, asked[baseline].request.chunk_size // len(asked))  # all hold their draws of a tile at once
+    asked = {name: replace(one, request=replace(one.request, chunk_size=smaller)) for name, one in asked.items()}
     there = choose_device(device or "cpu")
     tiles = [draw_tiles(model.vae, one.points, one.conditions, one.request, there) for one in asked.values()]
     first = asked[baseline]
@@ -154,6 +156,8 @@ def _arguments(
                     raise InputError(unknown_name(f"over[{name!r}]", key, CONDITIONS, "conditions"))
         found = {str(name): _merged(shared, own) for name, own in over.items()}
     else:
+        if not isinstance(over, str):
+            raise InputError(f"over: {over!r} came, a name or a mapping of names to conditions was expected")
         offered = {"batch": model.schema.batch, "labels": model.schema.labels}
         offered |= {category.key: category for category in model.schema.categorical}
         for name in ("batch", "labels"):  # by the name of its column, too
@@ -163,6 +167,8 @@ def _arguments(
         known = {name: category for name, category in offered.items() if category is not None}
         if over not in known:
             raise InputError(unknown_name("over", over, known, "conditions of the model"))
+        if isinstance(levels, str):
+            raise InputError(f"levels: {levels!r} came, a list of two or more was expected")
         names = list(known[over].names) if levels is None else list(levels)
         own = {name: {over: name} if over in ("batch", "labels") else {"categorical": {over: name}} for name in names}
         found = {str(name): _merged(shared, own[name]) for name in names}

@@ -18,6 +18,7 @@ from scdecode.expression import Asked, prepare
 from scdecode.model import SCVI
 from scdecode.provenance import Frame
 from scdecode.results import OnTile, collect, stream
+from scdecode.schema import Category
 
 MODELS = "std_models"
 """The layer of the standard deviation between models."""
@@ -58,6 +59,9 @@ class Ensemble:
     models: tuple[SCVI, ...]
 
     def __init__(self, models: Sequence[SCVI]) -> None:
+        models = list(models)
+        if not all(isinstance(model, SCVI) for model in models):
+            raise InputError(f"models: {[type(model).__name__ for model in models]} came, models were expected")
         if len(models) < 2:
             raise InputError(f"models: {len(models)} came, two or more were expected; decode one by model.decode(...)")
         for i, model in enumerate(models):
@@ -69,6 +73,12 @@ class Ensemble:
                     f"models: the genes of model {i} are not those of model 0 ({what}); models of the same genes were "
                     "expected"
                 )
+            for what, of_model, of_first in _conditions_of(model, models[0]):
+                if of_model != of_first:
+                    raise InputError(
+                        f"models: {what} of model {i} is {of_model}, of model 0 {of_first}; models of the same "
+                        "conditions were expected, set up alike"
+                    )
         object.__setattr__(self, "models", tuple(models))
 
     def __len__(self) -> int:
@@ -146,6 +156,20 @@ class Ensemble:
         return f"Ensemble of {len(self.models)} models, {self.models[0].schema.n_genes:,} genes"
 
 
+def _conditions_of(model: SCVI, first: SCVI) -> Iterator[tuple[str, Any, Any]]:
+    """What two models must agree on for the same arguments of decode to mean the same: in words, of each."""
+
+    def levels(category: Category | None) -> Any:
+        return None if category is None else (category.key, tuple(category.names))
+
+    for what in ("batch", "labels"):
+        yield what, levels(getattr(model.schema, what)), levels(getattr(first.schema, what))
+    yield "categorical", [levels(c) for c in model.schema.categorical], [levels(c) for c in first.schema.categorical]
+    yield "continuous", tuple(model.schema.continuous), tuple(first.schema.continuous)
+    keys = [one.schema.columns.size_factor_key is not None for one in (model, first)]
+    yield "size factor", keys[0], keys[1]
+
+
 def _tiles(models: Sequence[SCVI], asked: Sequence[Asked], device: str | None) -> Iterator[Tile]:
     there = choose_device(device or "cpu")
     each = [
@@ -189,6 +213,12 @@ def _frame(asked: Sequence[Asked]) -> Frame:
             raise PointsError(
                 f"time: the path of model {i} has other times than that of model 0, the same was expected"
             )
+        for name in first.obs.columns.intersection(one.frame.obs.columns).difference(["time", "support", "supported"]):
+            if not (one.frame.obs[name].astype(str).to_numpy() == first.obs[name].astype(str).to_numpy()).all():
+                raise PointsError(
+                    f"points: {name!r} of the path of model {i} is not that of model 0, point by point; the "
+                    "same paths in the same conditions were expected"
+                )
     obs = first.obs.copy()
     support = np.stack([one.frame.obs["support"].to_numpy() for one in asked])
     obs["support"] = support.max(axis=0) if not np.isnan(support).any() else np.full(len(obs), np.nan, np.float32)

@@ -119,7 +119,8 @@ def decode(
         Where to compute; by default the CPU.
     count_noise
         Whether to add the layer ``std_counts``: how far the counts of one cell scatter around the mean, by the model's
-        likelihood; of ``"rate"`` without, of ``"mean"`` with zero inflation. By default for a trajectory alone.
+        likelihood, in any of the conditions averaged over; of ``"rate"`` without, of ``"mean"`` with zero inflation. By
+        default for a trajectory alone.
     on_tile
         Called with the number of points of each tile that is done.
     **others
@@ -243,7 +244,8 @@ def prepare(
     if support is not None:
         support_n = support.percentile(read.z_nk)
         _warn_of_support(support_n)
-    return Asked(read, conditions, request, make_frame(model.schema, read, conditions, request, support_n))
+    frame = make_frame(model.schema, read, conditions, request, support_n, model.config.gene_likelihood)
+    return Asked(read, conditions, request, frame)
 
 
 def distribution(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from scdecode.reference import Reference
 WAYS = ("linear", "graph", "geodesic")
 """How a path gets from one end to the other."""
 
+_FINE = 50
 DRAWS = 16
 """Of each cell's posterior, where the variance of its softmax is wanted."""
 
@@ -98,22 +100,29 @@ def join(
         return Track(points, time, _found(model, points) if spread else None)
     stops = [_medoid(cells) for cells in places]
     if how == "graph":
-        graph = make_cell_graph(_reference(model, how).latent_rk, n_neighbours=n_neighbours)
+        graph = cell_graph(_reference(model, how), n_neighbours)
         track = track_through(graph, np.stack(stops), n_points)
         report = {"length": track.length, "straight_length": track.straight_length, "cells": track.cells}
         return Track(track.points_nk, track.time_n, _spread(model, track.points_nk, graph) if spread else None, report)
-    return _geodesics(model, stops, n_points, spread, conditions)
+    return _geodesics(model, stops, n_points, n_neighbours, spread, conditions)
 
 
 def _geodesics(
-    model: SCVI, stops: Sequence[np.ndarray], n_points: int, spread: bool, conditions: Mapping[str, Any]
+    model: SCVI,
+    stops: Sequence[np.ndarray],
+    n_points: int,
+    n_neighbours: int,
+    spread: bool,
+    conditions: Mapping[str, Any],
 ) -> Track:
     """Geodesics from stop to stop, points spaced by the length in the decoder's metric."""
-    each = max(2, -(-n_points // (len(stops) - 1)))
-    parts = [
-        geodesic(model, first, last, n_points=n_points if len(stops) == 2 else each, **conditions)
-        for first, last in pairwise(stops)
-    ]
+    each = n_points if len(stops) == 2 else max(n_points, _FINE)  # of waypoints the whole is spaced anew
+    parts = []
+    for ends in pairwise(stops):
+        start: Any = "linear"
+        if model.support_index() is not None:
+            start = track_through(cell_graph(model.reference(), n_neighbours), np.stack(ends), _FINE).points_nk[1:-1]
+        parts.append(geodesic(model, *ends, n_points=each, init=start, **conditions))
     lengths = np.cumsum([0.0] + [part.length for part in parts])
     time = (
         np.concatenate([(lengths[i] + part.time * part.length)[i > 0 :] for i, part in enumerate(parts)]) / lengths[-1]
@@ -144,8 +153,19 @@ def around_points(model: SCVI, paths: Sequence[np.ndarray]) -> np.ndarray | None
             SupportWarning,
         )
         return None
-    graph = make_cell_graph(model.reference().latent_rk)
+    graph = cell_graph(model.reference())
     return np.stack([_spread(model, path, graph) for path in paths])
+
+
+_graphs: WeakKeyDictionary[Reference, dict[int, CellGraph]] = WeakKeyDictionary()
+
+
+def cell_graph(reference: Reference, n_neighbours: int = 15) -> CellGraph:
+    """The graph of the reference cells, made once for as long as they are kept: of many it takes seconds."""
+    made = _graphs.setdefault(reference, {})
+    if n_neighbours not in made:
+        made[n_neighbours] = make_cell_graph(reference.latent_rk, n_neighbours=n_neighbours)
+    return made[n_neighbours]
 
 
 def _found(model: SCVI, points_nk: np.ndarray) -> np.ndarray | None:

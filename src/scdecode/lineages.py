@@ -94,7 +94,9 @@ def read_lineages(
     if weights is not None or (source == "auto" and pseudotime is not None and not _has_groups(lineages)):
         if source != "auto":
             raise InputError(f"weights: {weights!r} came, but source={source!r} has its own; leave one of them out")
-        found = _from_columns(adata, pseudotime, weights)
+        fates = weights is None and any(name in adata.obsm for name in _CELLRANK_FATES)
+        # a pseudotime alone beside CellRank's fates says which of several orders its lineages
+        found = _cellrank(adata, pseudotime, None) if fates else _from_columns(adata, pseudotime, weights)
     else:
         if source == "auto":
             source = "paga" if _has_groups(lineages) else _only_source(adata)

@@ -1,84 +1,56 @@
-"""What paths are made of, in the forms that people have it: values, spreads, lineages, conditions of each point."""
+"""What paths are made of, in the forms that people have it: cells in order, lineages, conditions of each point."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 
-from scdecode.errors import ConditionWarning, InputError, PointsError, unknown_name, warn
-from scdecode.points import read_points
-from scdecode.said import read_categories, read_numbers
+from scdecode.errors import ConditionError, ConditionWarning, InputError, PointsError, listing, unknown_name, warn
+from scdecode.points import Path, as_names, as_numpy, read_array, read_points
+from scdecode.said import check_order, read_categories, read_numbers
 from scdecode.schema import Schema
 
 CONDITIONS = ("batch", "labels", "categorical", "continuous", "library_size")
 """Arguments of decode that a path may bring with it."""
 
 
-def read_paths(
-    points: Any, n_latent: int | None, spread: Any, lineages: Sequence[str] | None, *, simplex: bool
-) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None]:
-    """Points of one path ``(n, k)`` or of several ``(lineages, n, k)``, their covariances, and the paths' names.
-
-    Raises
-    ------
-    PointsError
-        For paths of other lengths, fewer than two points, and whatever is wrong with points.
-    """
-    if isinstance(points, Mapping):
-        lineages = [str(name) for name in points] if lineages is None else lineages
-        shapes = {np.shape(path) for path in points.values()}
-        if len(shapes) != 1:
-            raise PointsError(f"points: paths of shapes {sorted(shapes)} came; as many points each were expected")
-        points = np.stack([np.asarray(path) for path in points.values()])
-    k = int(np.shape(values_of(points))[-1]) if n_latent is None else n_latent
-    read = read_points(points, k, spread=spread, simplex=simplex)
-    if len(read.shape) not in (1, 2) or read.shape[-1] < 2:
-        raise PointsError(
-            f"points: shape {(*read.shape, k)} came, (n, k) or (lineages, n, k) was expected, n at least 2"
-        )
-    if len(read.shape) == 1 and lineages is not None:
-        raise PointsError(
-            f"lineages: {list(lineages)} came for one path, (n, k); several, (lineages, n, k), have names"
-        )
-    if len(read.shape) == 2 and lineages is None:
-        lineages = [f"path_{i + 1}" for i in range(read.shape[0])]
-    return (
-        read.z_nk.numpy().reshape(*read.shape, k),
-        None if read.spread is None else covariances_of(read.spread).reshape(*read.shape, k, k),
-        None if lineages is None else tuple(str(name) for name in lineages),
-    )
+# -- points
 
 
-def read_times(time: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """The time of each point, for one path or the same for several.
-
-    Raises
-    ------
-    PointsError
-        For another shape.
-    """
-    array = np.asarray(time, dtype=np.float64)
-    if array.shape not in (shape, shape[-1:]):
-        raise PointsError(f"time: shape {array.shape} came, one number a point, {shape}, was expected")
-    return np.array(np.broadcast_to(array, shape))
+def is_path(points: Any) -> bool:
+    """Whether it is a trajectory, or has what one has."""
+    return isinstance(points, Path) and not isinstance(points, pd.DataFrame)  # which may have columns of those names
 
 
-def values_of(points: Any) -> Any:
+def values_of(points: Any, place: str = "z") -> Any:
     """What has the shape of the points."""
     if isinstance(points, AnnData):
-        raise PointsError("z: an AnnData came; pass model.posterior(adata), or Trajectory.from_lineages(model, adata)")
+        raise PointsError(
+            f"{place}: an AnnData came; pass model.posterior(adata), or Trajectory.from_lineages(model, adata)"
+        )
     return getattr(points, "mean", points) if hasattr(points, "log_prob") else points
 
 
-def covariances_of(spread: np.ndarray) -> np.ndarray:
-    """Covariances of what are standard deviations or covariances already."""
-    if spread.ndim == 3:
-        return spread
-    return np.asarray(spread[:, :, None] ** 2 * np.eye(spread.shape[1]))
+def width_of(points: Any, place: str = "points") -> int:
+    """How many dimensions latent points have.
+
+    Raises
+    ------
+    PointsError
+        For what is no array.
+    """
+    values = values_of(points.points if is_path(points) else points, place)
+    shape = getattr(values, "shape", None)
+    shape = tuple(shape) if isinstance(shape, tuple) else read_array(values, place).shape
+    if len(shape) == 0:
+        raise PointsError(f"{place}: {points!r} came, latent points (n, k) were expected")
+    return int(shape[-1])
 
 
 def variances_of(spread: np.ndarray | None) -> np.ndarray | None:
@@ -88,17 +60,89 @@ def variances_of(spread: np.ndarray | None) -> np.ndarray | None:
     return np.asarray(spread**2 if spread.ndim == 2 else np.diagonal(spread, axis1=1, axis2=2))
 
 
+# -- names of points
+
+
+def point_names(points: Any) -> pd.Index | None:
+    """The names that points have, if any."""
+    if isinstance(points, pd.DataFrame):
+        return as_names(points.index, len(points))
+    return as_names(points.obs_names, points.n_obs) if isinstance(points, AnnData) else None
+
+
+def check_names(place: str, values: Any, names: pd.Index | None) -> None:
+    """Raise :class:`ConditionError` where a Series or DataFrame has the points in another order."""
+    if names is not None and isinstance(values, pd.Series | pd.DataFrame):
+        check_order(place, as_names(values.index, len(values)), names)
+
+
+def _own_names(values: Any) -> pd.Index | None:
+    """The names in a Series or DataFrame, if they are more than numbers from 0."""
+    if not isinstance(values, pd.Series | pd.DataFrame) or values.index.equals(pd.RangeIndex(len(values))):
+        return None
+    return as_names(values.index, len(values))
+
+
+# -- cells in order, by lineage
+
+
+@dataclass(frozen=True, eq=False)
+class Ordered:
+    """Cells in the order of a pseudotime; made by :func:`read_ordered`."""
+
+    z_nk: np.ndarray
+    variance_nk: np.ndarray | None  # of their posteriors
+    time: dict[str | None, np.ndarray]  # by lineage; under None those of all
+    weight: dict[str | None, np.ndarray]
+    lineages: tuple[str, ...] | None
+
+
+def read_ordered(z: Any, pseudotime: Any, weights: Any) -> Ordered:
+    """Cells with their pseudotimes and weights.
+
+    Raises
+    ------
+    PointsError, ConditionError, InputError
+        For points that cannot be used, what are no numbers, cells in another order, lineages of other names.
+    """
+    cells = read_points(z, width_of(z, "z"))
+    names = point_names(z)
+    for place, values in (("pseudotime", pseudotime), ("weights", weights)):
+        for part in values.values() if isinstance(values, Mapping) else [values]:
+            check_names(place, part, names)
+            names = _own_names(part) if names is None else names
+    times, shares = by_lineage("pseudotime", pseudotime), by_lineage("weights", weights)
+    if _has_names(weights):
+        times = _named_as(times, pseudotime, shares)
+    if _has_names(pseudotime):
+        shares = _named_as(shares, weights, times)
+    return Ordered(cells.z_nk.numpy(), variances_of(cells.spread), times, shares, lineage_names(times, shares))
+
+
 def by_lineage(place: str, values: Any) -> dict[str | None, Any]:
-    """Values of each cell, by lineage; None is the name of those of all."""
+    """Numbers of each cell, by lineage; None is the name of those of all.
+
+    Weights may be the name of each cell's lineage, where every one that is not missing is a name and no number.
+
+    Raises
+    ------
+    PointsError
+        For what are no numbers, and Series of other cells.
+    InputError
+        For another shape, and names that repeat.
+    """
     if values is None:
         return {}
     if isinstance(values, Mapping):
-        values = pd.DataFrame(values)
+        _check_alike(place, values)
+        return _unique(place, [(str(name), _numbers(place, column)) for name, column in values.items()])
     if isinstance(values, pd.DataFrame):
-        return {str(name): values[name].to_numpy() for name in values}
-    array = np.asarray(values)
-    if array.ndim == 1 and array.dtype.kind in "OUS":  # names: a lineage each
-        return {str(name): (array == name).astype(float) for name in pd.unique(pd.Series(array).dropna())}
+        columns = [_numbers(place, values.iloc[:, i]) for i in range(values.shape[1])]
+        return _unique(place, list(zip([str(name) for name in values], columns, strict=True)))
+    names = _lineage_of_each(place, values) if place == "weights" else None
+    if names is not None:
+        return {str(name): (names == name).astype(float) for name in pd.unique(names[~pd.isna(names)])}
+    array = _numbers(place, values)
     if array.ndim == 2:
         return {f"lineage_{i + 1}": array[:, i] for i in range(array.shape[1])}
     if array.ndim != 1:
@@ -106,10 +150,87 @@ def by_lineage(place: str, values: Any) -> dict[str | None, Any]:
     return {None: array}
 
 
+def _numbers(place: str, values: Any) -> np.ndarray:
+    return read_array(values, place, strings=False).astype(np.float64)
+
+
+def _unique(place: str, columns: list[tuple[str, np.ndarray]]) -> dict[str | None, Any]:
+    names = [name for name, _ in columns]
+    if len(set(names)) < len(names):
+        raise InputError(f"{place}: the lineages {listing(names)} came; names that differ were expected")
+    return dict(columns)
+
+
+def _check_alike(place: str, columns: Mapping[Any, Any]) -> None:
+    """Raise :class:`PointsError` where Series are of other cells, or of the same in another order."""
+    first = None
+    for name, column in columns.items():
+        own = _own_names(column)
+        first = own if first is None else first
+        if own is not None and first is not None and not own.equals(first):
+            raise PointsError(
+                f"{place}[{name!r}]: a Series came whose index, {listing(own[:3])}, is not that of those before, "
+                f"{listing(first[:3])}; bring all into the order of the cells with .loc[...]"
+            )
+
+
+def _lineage_of_each(place: str, values: Any) -> np.ndarray | None:
+    """The name of each cell's lineage, None where it has none; None for what are numbers."""
+    if isinstance(values, list | tuple):
+        array = np.empty(len(values), dtype=object)  # numpy would make a name of NaN among names
+        array[:] = values
+    else:
+        array = _names_or_numbers(values)
+    if array.ndim != 1 or array.dtype.kind not in "OSU":
+        return None
+    array = array.astype(object)
+    array[pd.isna(array)] = None
+    known = [value for value in array if value is not None]
+    if not any(isinstance(value, str) for value in known):
+        return None
+    odd = [value for value in known if not isinstance(value, str) or _is_number(value)]
+    if odd:
+        raise PointsError(
+            f"{place}: strings came of which {listing(odd, 3)} are no names; numbers were expected, or the name of "
+            "each cell's lineage, such as 'cluster_1'"
+        )
+    return array
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _names_or_numbers(values: Any) -> np.ndarray:
+    """As numpy; missing names are None."""
+    if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "OSU":
+        array = values.data.astype(object)
+        array[np.ma.getmaskarray(values)] = None
+        return array
+    return as_numpy(values)
+
+
+def _has_names(values: Any) -> bool:
+    return isinstance(values, pd.DataFrame | Mapping)
+
+
+def _named_as(found: dict[str | None, Any], values: Any, named: Mapping[str | None, Any]) -> dict[str | None, Any]:
+    """Columns without names under those of others, if they are as many."""
+    unnamed = None not in found and len(found) == len(named) and not _has_names(values)
+    # of names of each cell's lineage the order says nothing, and they are names already
+    if not unnamed or list(found) != [f"lineage_{i + 1}" for i in range(len(found))]:
+        return found
+    return dict(zip(named, found.values(), strict=True))
+
+
 def lineage_names(times: Mapping[str | None, Any], weights: Mapping[str | None, Any]) -> tuple[str, ...] | None:
     """The names of several lineages, which the pseudotimes and the weights must agree on; None for one without."""
     named = [[name for name in found if name is not None] for found in (times, weights)]
-    if named[0] and named[1] and named[0] != named[1]:
+    if named[0] and named[1] and set(named[0]) != set(named[1]):
         raise InputError(
             f"weights: the lineages {named[1]} came, but those of the pseudotime are {named[0]}; name the same"
         )
@@ -117,17 +238,41 @@ def lineage_names(times: Mapping[str | None, Any], weights: Mapping[str | None, 
     return tuple(names) if names else None
 
 
-def read_conditions(shape: tuple[int, ...], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Conditions of a path, arrays in the shape of its points."""
+# -- conditions
+
+
+def read_conditions(shape: tuple[int, ...], given: Mapping[str, Any], names: pd.Index | None = None) -> dict[str, Any]:
+    """Conditions of a path, arrays in the shape of its points.
+
+    Parameters
+    ----------
+    shape
+        Of the points, without their dimensions.
+    given
+        Arguments of decode; an array of any kind has one value a point.
+    names
+        Of the points; a Series that has the same in another order is an error.
+
+    Raises
+    ------
+    InputError, PointsError, ConditionError
+        For arguments of other names, arrays of other shapes, Series in another order.
+    """
     for name in given:
         if name not in CONDITIONS:
             raise InputError(unknown_name("argument", name, CONDITIONS, "conditions of a path"))
 
     def fitted(place: str, value: Any) -> Any:
-        if isinstance(value, pd.Series | pd.Categorical):
+        check_names(place, value, names)
+        array = pd.Series | pd.Index | pd.api.extensions.ExtensionArray
+        if isinstance(value, array):
             value = np.asarray(value)
-        if not isinstance(value, np.ndarray) or value.ndim == 0:
+        elif isinstance(value, np.ma.MaskedArray | torch.Tensor) or hasattr(value, "compute"):
+            value = _names_or_numbers(value)
+        if not isinstance(value, np.ndarray):
             return value
+        if value.ndim == 0:
+            return value.item()
         if value.shape not in (shape, shape[-1:]):
             raise PointsError(f"{place}: shape {value.shape} came, one value a point, {shape}, was expected")
         return np.broadcast_to(value, shape)
@@ -137,7 +282,9 @@ def read_conditions(shape: tuple[int, ...], given: Mapping[str, Any]) -> dict[st
         if value is None:
             continue
         if name in ("categorical", "continuous"):
-            found[name] = {key: fitted(f"{name}[{key!r}]", v) for key, v in dict(value).items()}
+            if not isinstance(value, Mapping | pd.DataFrame):
+                raise ConditionError(f"{name}: {value!r} came, a mapping of covariate names to values was expected")
+            found[name] = {key: fitted(f"{name}[{key!r}]", value[key]) for key in value}
         else:
             found[name] = fitted(name, value)
     return found
@@ -167,8 +314,8 @@ def check_conditions(schema: Schema, n_points: int, own: Mapping[str, Any]) -> N
     read_numbers(schema, n_points, own.get("continuous"))
 
 
-def part_of(values: Any, at: int, n_lineages: int) -> Any:
-    """What is said of one of several lineages: of arrays with a row a lineage, in mappings of any depth, that row."""
+def part_of(values: Any, at: int | list[int], n_lineages: int) -> Any:
+    """What is said of one of several lineages, or of some: of arrays with a row a lineage, in mappings of any depth, that row."""
     if isinstance(values, Mapping):
         return {key: part_of(value, at, n_lineages) for key, value in values.items()}
     return values[at] if isinstance(values, np.ndarray) and len(values) == n_lineages else values

@@ -95,6 +95,7 @@ def read_points(
         For a wrong width, no points, NaN or infinite values, or a spread that does not fit.
     """
     names = time = own = path = None
+    spread = bool(spread) if isinstance(spread, np.bool_) else spread
     if use_rep is not None and not isinstance(points, AnnData):
         raise PointsError(f"use_rep: {use_rep!r} came, but the points are {type(points).__name__} and no AnnData")
     if isinstance(points, AnnData):
@@ -119,7 +120,7 @@ def read_points(
     return Points(
         z_nk,
         shape,
-        _as_names(names, len(z_nk)),
+        as_names(names, len(z_nk)),
         given,
         factors,
         _read_time(time, shape),
@@ -150,7 +151,7 @@ def read_latents(points: Any, n_latent: int, *, simplex: bool = False) -> tuple[
     PointsError
         For what is no array of numbers, a wrong width, no points, NaN or infinite values.
     """
-    array = _to_array(points, "points")
+    array = read_array(points, "points")
     if array.ndim == 0 or array.shape[-1] != n_latent:
         hint = ""
         if array.ndim == 2 and array.shape[1] > 5 * n_latent:
@@ -177,7 +178,8 @@ def read_latents(points: Any, n_latent: int, *, simplex: bool = False) -> tuple[
     return z_nk, shape
 
 
-def _as_names(names: pd.Index | None, n_points: int) -> pd.Index:
+def as_names(names: pd.Index | None, n_points: int) -> pd.Index:
+    """Names of points as strings, those of several levels joined; where there are none, numbers."""
     if names is None:
         names = pd.RangeIndex(n_points)
     if isinstance(names, pd.MultiIndex):
@@ -188,7 +190,7 @@ def _as_names(names: pd.Index | None, n_points: int) -> pd.Index:
 def _read_time(time: Any, shape: tuple[int, ...]) -> np.ndarray | None:
     if time is None:
         return None
-    array = _to_array(time, "time")
+    array = read_array(time, "time")
     if array.shape not in (shape, (int(np.prod(shape)),)):
         raise PointsError(f"time: shape {array.shape} came, one number per point, {shape}, was expected")
     return array.reshape(-1)
@@ -228,22 +230,45 @@ def _moments(distribution: Distribution) -> tuple[Any, Any]:
     )
 
 
-def _to_array(values: Any, place: str) -> np.ndarray:
+def read_array(values: Any, place: str, *, strings: bool = True) -> np.ndarray:
+    """Numbers in any form as an array of a number type; what is missing or masked is NaN.
+
+    Parameters
+    ----------
+    values
+        numpy (masked too), torch, dask, scipy.sparse, pandas, a list of any.
+    place
+        What the numbers are, for messages.
+    strings
+        Whether strings of digits count as numbers.
+
+    Raises
+    ------
+    PointsError
+        For what is no array of numbers.
+    """
     try:
-        array = _as_numpy(values)
+        array = as_numpy(values)
+        if not strings and _holds_strings(array):
+            raise TypeError("strings")
         if array.dtype.kind in "bOSU":  # objects may be numbers; what is none of these says so
             array = array.astype(np.float64)
         if array.dtype.kind not in "fiu":
             raise TypeError(f"of type {array.dtype}")
     except (TypeError, ValueError, RuntimeError) as error:  # the last is what torch raises
+        expected = "numpy, torch, a DataFrame, a list, an AnnData or a trajectory was" if strings else "numbers were"
         raise PointsError(
-            f"{place}: {type(values).__name__} came that is no array of numbers ({error}); numpy, torch, a DataFrame, "
-            "a list, an AnnData or a trajectory was expected"
+            f"{place}: {type(values).__name__} came that is no array of numbers ({error}); {expected} expected"
         ) from error
     return array
 
 
-def _as_numpy(values: Any) -> np.ndarray:
+def _holds_strings(array: np.ndarray) -> bool:
+    return array.dtype.kind in "SU" or (array.dtype.kind == "O" and any(isinstance(v, str | bytes) for v in array.flat))
+
+
+def as_numpy(values: Any) -> np.ndarray:
+    """What holds numbers or names, as numpy; missing numbers are NaN, those that are masked too."""
     if hasattr(values, "compute"):  # dask
         values = values.compute()
     if isinstance(values, list | tuple) and values and all(isinstance(v, torch.Tensor) for v in values):
@@ -257,7 +282,10 @@ def _as_numpy(values: Any) -> np.ndarray:
         return values.toarray()
     if isinstance(values, np.ma.MaskedArray):  # what is masked is missing, and numpy would give what is below the mask
         return np.ma.filled(values.astype(np.float64), np.nan) if np.ma.is_masked(values) else values.data
-    return np.asarray(values)
+    array = np.asarray(values)
+    if array.dtype.kind == "O" and (missing := pd.isna(array)).any():  # pandas' NA is no float
+        array = np.where(missing, np.nan, array)
+    return array
 
 
 def _check_simplex(z_nk: Tensor) -> None:
@@ -274,7 +302,7 @@ def _read_spread(spread: Any, shape: tuple[int, ...], n_latent: int) -> tuple[np
     """The spread of each point, and what noise is multiplied with to have it."""
     if spread is None:
         return None, None
-    array = _to_array(spread, "spread").astype(np.float64)
+    array = read_array(spread, "spread").astype(np.float64)
     widths = (*shape, n_latent)
     n = int(np.prod(shape))
     if not (np.abs(array) < LARGEST).all():

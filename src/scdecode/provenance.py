@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
@@ -48,6 +50,16 @@ def _gene_index(names: tuple[str, ...]) -> pd.Index:
     return pd.Index(names)
 
 
+def digest_of(names: Iterable[str]) -> str:
+    """A short digest of a set of names, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=4)
+def _digest(names: tuple[str, ...]) -> str:
+    return digest_of(names)
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """Everything of a result but its expression."""
@@ -68,7 +80,12 @@ class Frame:
 
 
 def make_frame(
-    schema: Schema, points: Points, conditions: Conditions, request: Request, support_n: np.ndarray | None
+    schema: Schema,
+    points: Points,
+    conditions: Conditions,
+    request: Request,
+    support_n: np.ndarray | None,
+    gene_likelihood: str | None = None,
 ) -> Frame:
     """What the result of a request says of itself.
 
@@ -80,6 +97,8 @@ def make_frame(
         What was asked for.
     support_n
         Percentile of each point; None where there is nothing to measure against.
+    gene_likelihood
+        Of the model, where it is known.
     """
     columns: dict[str, Any] = {str(name): values.array for name, values in conditions.obs.items()}
     if points.lineage is not None:
@@ -119,6 +138,9 @@ def make_frame(
         "quantity": request.quantity,
         "unit": unit_of(request.quantity, schema),
         "library": "size factor" if schema.columns.size_factor_key is not None else "counts",
+        # of all genes of the model, be it that a part of them is decoded, or kept: they make up a cell's library
+        "n_model_genes": schema.n_genes,
+        "model_genes": _digest(schema.genes),
         "shape": np.array(points.shape, dtype=np.int64),
         "conditions": json.dumps(slots_in_words(schema, conditions)),
         "averaged_by": "levels, equally" if schema.conditions is None else "training cells",
@@ -126,6 +148,8 @@ def make_frame(
         "conditions_covered": float(conditions.covered_g.min()),
         "arguments": json.dumps(arguments),
     }
+    if gene_likelihood is not None:
+        uns["gene_likelihood"] = gene_likelihood
     if points.time_name is not None:
         uns["time_name"] = points.time_name
     return Frame(
@@ -167,8 +191,8 @@ def decode_arguments(adata: AnnData) -> dict[str, Any]:
     made = adata.uns["scdecode"]
     if "arguments" not in made:
         raise InputError(
-            "adata: it is of several conditions (sd.counterfactual), each with arguments of its own; the result of one "
-            "model.decode(...) was expected"
+            "adata: it has no arguments of one model.decode(...), as a result of sd.counterfactual, of which each "
+            "condition has its own, or of sd.refit; the result of model.decode was expected"
         )
     first = adata.obs["draw"].to_numpy() == 0 if "draw" in adata.obs else np.ones(adata.n_obs, dtype=bool)
     obs = adata.obs[first]

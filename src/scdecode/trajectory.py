@@ -15,21 +15,18 @@ from scdecode.joining import WAYS, around_points, join, medoid, posterior_of, re
 from scdecode.lineages import read_lineages
 from scdecode.model import SCVI
 from scdecode.path_inputs import (
-    by_lineage,
     check_conditions,
-    lineage_names,
     part_of,
     read_conditions,
-    read_paths,
-    read_times,
+    read_ordered,
     shared_conditions,
     values_of,
-    variances_of,
 )
+from scdecode.path_parts import check_spread, check_waypoints, read_parts
 from scdecode.paths.curves import fit_curve
 from scdecode.paths.flows import integrate
 from scdecode.paths.tube import moments, shares
-from scdecode.points import read_points
+from scdecode.points import read_array
 
 __all__ = ["SHARE", "WAYS", "Trajectory", "medoid"]
 
@@ -111,7 +108,7 @@ class Trajectory:
         ----------
         points
             ``(n, k)``, in any form that ``model.decode`` takes; ``(lineages, n, k)`` or a mapping of names to
-            ``(n, k)`` for several paths.
+            ``(n, k)`` for several paths. Of a trajectory all is taken that is not given here.
         time
             Of each point, increasing, ``(n,)`` or ``(lineages, n)``; by default the share of the path's length.
         model
@@ -119,9 +116,9 @@ class Trajectory:
             the bare line.
         spread
             Of each point: ``(..., n, k, k)`` covariances, ``(..., n, k)`` standard deviations, or one number; False for
-            the bare line.
+            the bare line; True with a model: found among its reference cells, whatever the points have of their own.
         lineages
-            Names of the paths; by default ``"path_1"`` and so on.
+            Names of the paths, by default ``"path_1"`` and so on; of a mapping or a trajectory, those wanted, in order.
         time_name
             What the time is, for tables and pictures; by default "time".
         **conditions
@@ -135,10 +132,11 @@ class Trajectory:
         """
         k = None if model is None else model.config.n_latent
         simplex = model is not None and model.config.latent_distribution == "ln"
-        z, around, lineages = read_paths(points, k, spread, lineages, simplex=simplex)
-        several = lineages is not None
-        share = time if time is not None else np.stack([shares(path) for path in z]) if several else shares(z)
-        times = read_times(share, z.shape[:-1])
+        find = model is not None and isinstance(spread, bool | np.bool_) and bool(spread)
+        own = read_parts(points, k, time, False if find else spread, lineages, conditions, simplex=simplex)
+        z, times, around, several = own.points, own.time, own.spread, own.lineages is not None
+        if times is None:
+            times = np.stack([shares(path) for path in z]) if several else shares(z)
         if around is None and model is not None and spread is not False:
             found = around_points(model, list(z) if several else [z])
             around = found if found is None or several else found[0]
@@ -146,10 +144,10 @@ class Trajectory:
             points=z,
             time=np.array(times, dtype=np.float64),
             spread=None if around is None else around.astype(np.float32),
-            conditions=read_conditions(z.shape[:-1], conditions),
+            conditions=own.conditions,
             origin=f"{z.shape[-2]} points" + (f" on each of {len(z)} paths" if several else ""),
-            time_name=time_name or (SHARE if time is None else "time"),
-            lineages=lineages,
+            time_name=time_name or own.time_name or (SHARE if own.time is None else "time"),
+            lineages=own.lineages,
         )
 
     @classmethod
@@ -234,13 +232,11 @@ class Trajectory:
         check_integer("n_neighbours", n_neighbours, minimum=1)
         if how not in WAYS:
             raise InputError(unknown_name("how", how, WAYS, "ways"))
-        if len(waypoints) < 2:
-            raise PointsError(f"waypoints: {len(waypoints)} came, two or more were expected")
-        names = ["start", "end"] if len(waypoints) == 2 else [f"waypoint {i}" for i in range(len(waypoints))]
+        waypoints, names = check_waypoints(waypoints, spread)
         places = read_places(model, waypoints, names)
         own = read_conditions((n_points,), conditions)
         check_conditions(model.schema, n_points, own)  # now, and not when it is decoded
-        track = join(model, places, n_points, how, spread=spread, n_neighbours=n_neighbours, conditions=own)
+        track = join(model, places, n_points, how, spread=bool(spread), n_neighbours=n_neighbours, conditions=own)
         cells = [len(place) for place in places]
         ends = f"between {cells[0]} and {cells[-1]} cells" if max(cells) > 1 else "between points"
         return cls(
@@ -274,8 +270,8 @@ class Trajectory:
             The cells: ``model.posterior(adata)``, or latent points ``(n, k)`` in any form that ``model.decode`` takes.
             Of points alone the spread lacks the posterior variance of each cell, and is too small.
         pseudotime
-            Of each cell, ``(n,)``; ``(n, lineages)`` where each lineage has its own; any scale. Cells without (NaN)
-            must have weight zero.
+            Of each cell, ``(n,)``; ``(n, lineages)`` where each lineage has its own; any scale. Cells without (NaN,
+            masked) must have weight zero.
         weights
             How far each cell belongs to the lineage: lineage weights, fate probabilities, or a mask, ``(n,)``;
             a DataFrame ``(n, lineages)`` for several lineages, which its columns name; or the name of each cell's
@@ -295,43 +291,41 @@ class Trajectory:
         ------
         PointsError, InputError
             For cells without a pseudotime, weights that are negative or sum to zero, a constant pseudotime, lengths
-            that do not fit, too few cells.
+            that do not fit, too few cells; or (ConditionError) cells that a Series has in another order than ``z``.
         """
         check_integer("n_points", n_points, minimum=2)
-        cells = read_points(z, int(np.shape(values_of(z))[-1]))
-        variance = variances_of(cells.spread)
-        if variance is None and spread:
+        check_spread(spread)
+        cells = read_ordered(z, pseudotime, weights)
+        if cells.variance_nk is None and spread:
             warn(
                 "z: latent points came and no posterior, so the spread is that of the cells' means: too small; "
                 "pass model.posterior(adata)",
                 SupportWarning,
             )
-        times, shares_of = by_lineage("pseudotime", pseudotime), by_lineage("weights", weights)
-        names = lineage_names(times, shares_of)
         name = time_name or str(getattr(pseudotime, "name", None) or "pseudotime")
         curves = [
             fit_curve(
-                cells.z_nk.numpy(),
-                times.get(lineage, times.get(None)),
-                shares_of.get(lineage, shares_of.get(None)),
-                variance,
+                cells.z_nk,
+                cells.time.get(lineage, cells.time.get(None)),
+                cells.weight.get(lineage, cells.weight.get(None)),
+                cells.variance_nk,
                 n_points=n_points,
                 bandwidth=bandwidth,
             )
-            for lineage in names or (None,)
+            for lineage in cells.lineages or (None,)
         ]
         points = np.stack([curve.points_nk for curve in curves])
         time = np.stack([curve.time_n for curve in curves])
         around = np.stack([curve.spread_nkk for curve in curves])
-        one = names is None
+        one = cells.lineages is None
         return cls(
             points=(points[0] if one else points).astype(np.float32),
             time=np.asarray(time[0] if one else time, dtype=np.float64),
             spread=(around[0] if one else around).astype(np.float32) if spread else None,
             conditions=read_conditions(time[0].shape if one else time.shape, conditions),
-            origin=f"along {name}, {n_points} points, {len(cells):,} cells",
+            origin=f"along {name}, {n_points} points, {len(cells.z_nk):,} cells",
             time_name=name,
-            lineages=names,
+            lineages=cells.lineages,
             report={"bandwidth": np.array([curve.bandwidth for curve in curves])},
         )
 
@@ -390,6 +384,7 @@ class Trajectory:
         method: str = "RK45",
         rtol: float = 1e-5,
         atol: float = 1e-6,
+        max_evaluations: int = 100_000,
         lineages: Sequence[str] | None = None,
         time_name: str = "time",
         **conditions: Any,
@@ -411,6 +406,8 @@ class Trajectory:
             paths is that of :meth:`pooled`.
         method, rtol, atol
             Of the solver, scipy's ``solve_ivp``.
+        max_evaluations
+            After so many evaluations of the field it gives up.
         lineages
             Names of the paths, where several begin.
         time_name, **conditions
@@ -421,11 +418,12 @@ class Trajectory:
         PointsError
             For a field that returns another shape, NaN, or grows without bound.
         """
-        start = np.asarray(values_of(z0), dtype=np.float64)
-        times = np.asarray(t, dtype=np.float64)
+        start = read_array(values_of(z0, "z0"), "z0").astype(np.float64)
+        times = read_array(t, "t", strings=False).astype(np.float64)
         if times.ndim != 1 or len(times) < 2:
             raise PointsError(f"t: shape {times.shape} came, two or more times, (n,), were expected")
-        paths = integrate(field, np.atleast_2d(start), times, method=method, rtol=rtol, atol=atol)
+        options: dict[str, Any] = {"method": method, "rtol": rtol, "atol": atol, "max_evaluations": max_evaluations}
+        paths = integrate(field, start[None] if start.ndim == 1 else start, times, **options)
         if times[-1] < times[0]:
             paths, times = paths[:, ::-1], times[::-1]
         made = cls.from_points(

@@ -155,16 +155,20 @@ def path(
     if difference is not None:
         check_ending(difference, (".h5ad", ".csv", ".tsv"))
         check_free(difference, overwrite)
-    _check_options(over, levels, difference, (genes_table, heatmap, change), out)
+    _check_options(over, levels, difference, (genes_table, heatmap, change), out, quantity)
     opened, adata = load(model), open_anndata(cells)
     asked = conditions(batch, labels, categorical, continuous, library_size)
     ends = {"--from": start, "--to": end, "--through": through, "--key": key}
     ordered = {"--pseudotime": pseudotime, "--weights": weights, "--lineages": lineages, "--lineage": lineage}
     _check_way(ends, ordered, how)
+    if key is not None and key not in adata.obs:
+        raise InputError(unknown_name("--key", key, [str(name) for name in adata.obs], "columns of obs"))
     if over is not None and (
         (over == "batch" and batch) or (over == "labels" and labels) or over in asked["categorical"]
     ):
         raise InputError(f"--over: {over!r} came with a value of its own; say which levels by --level")
+    if key is not None and key not in adata.obs:
+        raise InputError(unknown_name("--key", key, [str(name) for name in adata.obs], "columns of obs"))
     searching = notice("searching the geodesic ...") if how == "geodesic" else nullcontext()
     with searching:
         if start is not None and end is not None and key is not None:
@@ -235,8 +239,14 @@ def _observed(
     return shown
 
 
-def _check_options(over: Any, levels: Any, difference: Any, of_genes: tuple[Any, ...], out: Path) -> None:
+def _check_options(
+    over: Any, levels: Any, difference: Any, of_genes: tuple[Any, ...], out: Path, quantity: str
+) -> None:
     """Raise :class:`InputError` for options that do not go together."""
+    if quantity == "counts" and (over is not None or any(option is not None for option in of_genes)):
+        raise InputError(
+            "--quantity: counts came with --over, --genes-table, --heatmap or --change, which are of means"
+        )
     if over is None:
         for option, value in (("--level", levels), ("--difference", difference)):
             if value:
@@ -281,17 +291,17 @@ def _check_way(ends: dict[str, Any], ordered: dict[str, Any], how: str) -> None:
 def _between(
     model: Any, adata: Any, names: list[str], key: str, n_points: int, how: str, line: bool, asked: dict[str, Any]
 ) -> Any:
-    from scdecode.joining import posterior_of
     from scdecode.trajectory import Trajectory
 
-    if key not in adata.obs:
-        raise InputError(unknown_name("--key", key, [str(name) for name in adata.obs], "columns of obs"))
     category = adata.obs[key].astype(str).to_numpy()
     options = ["--from", *["--through"] * (len(names) - 2), "--to"]
     for option, name in zip(options, names, strict=True):
         if name not in category:
             raise InputError(unknown_name(option, name, sorted(set(category)), f"categories of {key!r}"))
-    places = [posterior_of(model, adata[category == name]) for name in names]
+    # the normal posterior of a logistic normal is that of z before its softmax, and no latent point
+    normal = model.config.latent_distribution == "normal"
+    encode = model.posterior if normal else model.get_latent_representation
+    places = [encode(adata[category == name]) for name in names]
     return Trajectory.through(model, places, n_points, how, spread=not line, **asked)
 
 

@@ -1,7 +1,8 @@
 """How far observed counts scatter around what a path decodes to: the noise of counting, of one cell.
 
 By the law of total variance the counts of cells around a point have the variance of their means, which the draws show,
-and the mean of their variances, which is this: ``E[Var(x | z)]`` over the draws of z and the conditions averaged over.
+and the mean of their variances, which is this: ``E[Var(x | z)]`` over the draws of z. Where conditions are averaged
+over, a cell is of any of them, and how far their means are apart is part of ``Var(x | z)``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from scdecode.decoding.slots import library_sizes, slot_inputs
 from scdecode.likelihoods import NegativeBinomial, make_likelihood
 from scdecode.vae import VAE
 
-_EVALUATIONS = 128  # draws times combinations of conditions that are looked at, about, where there is no closed form
+_EVALUATIONS = 640  # draws times combinations of conditions that are looked at, about, where there is no closed form
 _FEWEST = 8  # draws of each, at least
 _BYTES = 16 * 2**20  # of the parameters of some draws
 
@@ -45,24 +46,32 @@ def count_noise(
     """
     config, device = vae.config, z.device
     kind = "nb" if config.gene_likelihood == "zinb" and quantity == "rate" else config.gene_likelihood
-    if kind == "poisson":
-        return np.sqrt(mean_ng)
-    if kind == "nb" and conditions.n_slots == 1 and config.dispersion != "gene-cell":
-        codes, _, _ = slot_inputs(conditions, rows, 0, device)
-        log_theta = vae.log_theta_of(None, codes, genes)
-        assert log_theta is not None, "the negative binomial has a dispersion"
-        theta = NegativeBinomial(log_theta, log_theta).theta.cpu().numpy()  # kept within its bounds
-        square = mean_ng.astype(np.float64) ** 2 + (0.0 if std_ng is None else std_ng.astype(np.float64) ** 2)
-        return np.sqrt(mean_ng + square / theta).astype(np.float32)
+    if conditions.n_slots == 1:
+        if kind == "poisson":
+            return np.sqrt(mean_ng)
+        if kind == "nb" and config.dispersion != "gene-cell":
+            codes, _, _ = slot_inputs(conditions, rows, 0, device)
+            log_theta = vae.log_theta_of(None, codes, genes)
+            assert log_theta is not None, "the negative binomial has a dispersion"
+            theta = NegativeBinomial(log_theta, log_theta).theta.cpu().numpy()  # kept within its bounds
+            square = mean_ng.astype(np.float64) ** 2 + (0.0 if std_ng is None else std_ng.astype(np.float64) ** 2)
+            return np.sqrt(mean_ng + square / theta).astype(np.float32)
     draws = z if z.dim() == 3 else z.unsqueeze(0)
     draws = draws[: max(_FEWEST, _EVALUATIONS // conditions.n_slots)]
     log_library = library_sizes(conditions, rows, device).log()
     total = torch.zeros(mean_ng.shape, device=device)
     for some in draws.split(max(1, _BYTES // (4 * mean_ng.size))):
+        within = torch.zeros((len(some), *mean_ng.shape), device=device)
+        first, second, origin = torch.zeros_like(within), torch.zeros_like(within), None
         for slot in range(conditions.n_slots):
             codes, continuous, weights = slot_inputs(conditions, rows, slot, device)
             output = vae.decode(some, codes, continuous, genes=genes)
             log_theta = vae.dispersion(output, codes, genes)
             likelihood = make_likelihood(kind, log_library + output.log_scale, log_theta, output.zi_logits)
-            total += weights * likelihood.variance.sum(0)
+            origin = likelihood.mean if origin is None else origin
+            apart = likelihood.mean - origin  # of the means themselves, the squares would cancel to noise in float32
+            within += weights * likelihood.variance
+            first += weights * apart
+            second += weights * apart**2
+        total += (within + (second - first**2).clamp(min=0)).sum(0)
     return (total / len(draws)).sqrt().cpu().numpy()

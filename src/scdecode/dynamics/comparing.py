@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from scdecode.dynamics.pairs import aligned, difference_table, differences, since
-from scdecode.dynamics.routes import read_routes
+from scdecode.dynamics.routes import Route, read_routes
 from scdecode.dynamics.shapes import LEAST_SCORE, MIN_CHANGE
 from scdecode.errors import InputError, PointsError, check_number, unknown_name
 from scdecode.expression import Decodable
@@ -104,7 +104,7 @@ def compare(
         Conditions of one of the two alone: ``batch``, ``labels``, ``categorical``, ``continuous``, ``library_size``;
         those below hold where nothing is said here.
     names
-        What the two are called.
+        What the two are called: two names.
     align
         ``"share"``: times are the share of each path's own time that has passed, 0 to 1. ``"time"``: the times of the
         paths, where they overlap. By default the times where both are of the same kind (``time_name``), such as one
@@ -134,7 +134,8 @@ def compare(
             highest score.
 
         ``overall`` has for each ``time`` the ``difference``, root mean square over the genes; the ``spread``, root mean
-        square of how far cells scatter around either path, in log2 (NaN for two bare lines); and ``n_genes``, how many
+        square of how far cells scatter around either path, or around the one that is no bare line, in log2 (NaN for two
+        bare lines); and ``n_genes``, how many
         genes differ by the rule of ``divergence_time``. The paths part, ``Comparison.divergence_time``, where the
         difference exceeds the spread, to the end.
 
@@ -143,10 +144,13 @@ def compare(
     PointsError
         For what is no path, several lineages, fewer than three points, times that do not overlap.
     ConditionError, InputError
-        As for :meth:`scdecode.SCVI.decode`.
+        As for :meth:`scdecode.SCVI.decode`; for paths of different library sizes, which change all genes alike, unless
+        the quantity is ``"scale"``.
     """
     check_number("min_change", min_change, 0.0, open_minimum=True)
     check_number("least_score", least_score, 0.0)
+    if isinstance(names, str) or len(names) != 2:
+        raise InputError(f"names: {names!r} came; two names, of path_a and path_b, were expected: ('a', 'b')")
     if align is not None and align not in ALIGNMENTS:
         raise InputError(unknown_name("align", align, ALIGNMENTS, "ways to align two paths"))
     common = {
@@ -184,6 +188,8 @@ def compare(
     if align is None:
         align = "time" if len(kinds) == 1 and not kinds & {SHARE, "time"} else "share"
     time_n, route_a, route_b = aligned(asked[0].routes[0], asked[1].routes[0], align, n_points)
+    if quantity != "scale":
+        _check_libraries(route_a, route_b)
     time_name = asked[0].time_name if align == "time" else "share of each path's time"
     arrays, scatter_n = differences(route_a, route_b)
     table, differs_ng = difference_table(asked[0].genes, time_n, arrays, min_change, least_score)
@@ -209,3 +215,16 @@ def compare(
         ),
         divergence_time=np.nan if bare else float(since(time_n, (difference_n - scatter_n)[:, None])[0]),
     )
+
+
+def _check_libraries(a: Route, b: Route) -> None:
+    """Raise :class:`InputError` where one path is of deeper cells: every gene would differ for that alone."""
+    sizes = [np.broadcast_to(route.conditions.library_n, route.time_n.shape) for route in (a, b)]
+    apart = np.flatnonzero(~np.isclose(*sizes, rtol=1e-5, atol=0.0))
+    if len(apart):
+        first, second = (float(size[apart[0]]) for size in sizes)
+        raise InputError(
+            f"library_size: {first:g} came for path_a and {second:g} for path_b, so that each gene differs by the "
+            f"library alone by {np.log2(second / first):+.2f} log2; pass one library_size= for both, or "
+            "quantity='scale'"
+        )

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scdecode.dynamics.hermite import Extremes, extremes
+from scdecode.dynamics.pairs import at_times
 from scdecode.dynamics.routes import Asked, Route, read_routes
 from scdecode.dynamics.shapes import LEAST_SCORE, MIN_CHANGE, SHAPES, name_shapes, scores
 from scdecode.dynamics.trends import Trends, walk
@@ -16,6 +17,8 @@ from scdecode.errors import PointsError, check_number
 from scdecode.expression import Decodable
 from scdecode.pseudocounts import PSEUDOCOUNT
 
+_STEPS = 30
+"""Points at which a path is walked, at least, where between them it is a smooth curve."""
 _GENES = 4096  # at a time, of what is computed in double precision between the points
 
 
@@ -55,7 +58,8 @@ def gene_dynamics(
     The trend of a gene is its mean over the tube, E[f(z(t) + L(t) eps)], where L L' is the spread around the point
     z(t). Its derivative is that of the decoder, E[J (dz/dt + dL/dt eps)], by Jacobian-vector products with the same
     draws eps, no difference of decoded values; dz/dt and dL/dt are those of cubic splines through the points and
-    through their L. Between the points a trend is the cubic with those values and derivatives, in log2.
+    through their L. Between the points a trend is the cubic with those values and derivatives, in log2; a path of
+    fewer than 30 points is walked along the splines at 30 at least.
 
     Parameters
     ----------
@@ -193,6 +197,7 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 def _table(genes: tuple[str, ...], routes: Sequence[Route], min_change: float, least_score: float) -> pd.DataFrame:
     """The table of one lineage, in one or several models."""
+    routes = _finer(routes)
     trends = [walk(route) for route in routes]
     parts = [
         _part(routes, trends, slice(start, min(start + _GENES, len(genes))), min_change, least_score)
@@ -203,6 +208,17 @@ def _table(genes: tuple[str, ...], routes: Sequence[Route], min_change: float, l
     order = np.argsort(-table["score"].to_numpy(), kind="stable")
     table = table.iloc[order].reset_index(drop=True)
     return table.assign(rank=np.arange(1, len(genes) + 1))
+
+
+def _finer(routes: Sequence[Route]) -> Sequence[Route]:
+    """Routes of few points with more between them: a cubic from each to the next would miss what is in between."""
+    time_n = routes[0].time_n
+    times = -(-(_STEPS - 1) // (len(time_n) - 1))
+    if times < 2 or not all(route.steady for route in routes):
+        return routes
+    finer = np.interp(np.arange((len(time_n) - 1) * times + 1) / times, np.arange(len(time_n)), time_n)
+    finer[::times] = time_n  # the points themselves, to the last digit
+    return [at_times(route, finer) for route in routes]
 
 
 def _part(

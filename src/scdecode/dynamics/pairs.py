@@ -58,7 +58,7 @@ def at_times(route: Route, time_n: np.ndarray) -> Route:
 def differences(a: Route, b: Route) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Of each time and gene the log2 difference of the means, and how it scatters over draws; the scatter around each.
 
-    The last is ``(n,)``: the root mean square over genes and over both paths.
+    The last is ``(n,)``: the root mean square over genes and over the paths, of those that are no bare lines.
     """
     n, g = len(a.time_n), a.plan.n_genes
     found = {name: np.empty((n, g), dtype=np.float32) for name in ("difference", "std", *QUANTILES)}
@@ -72,7 +72,8 @@ def differences(a: Route, b: Route) -> tuple[dict[str, np.ndarray], np.ndarray]:
                 raised_sg = route.values(at)[:, 0] + float(route.pseudocounts(at)[0, 0])
                 means.append(raised_sg.mean(0).log2())
                 logs.append(raised_sg.log2_())
-            scatter_n[i] = np.sqrt(np.mean([float(log.var(0, correction=0).mean()) for log in logs]))
+            around = [float(log.var(0, correction=0).mean()) for log, r in zip(logs, (a, b), strict=True) if not r.bare]
+            scatter_n[i] = np.sqrt(np.mean(around)) if around else 0.0
             tile = summary((logs[1] - logs[0]).unsqueeze(1).numpy(), at)
             found["difference"][i] = (means[1] - means[0]).numpy()
             for name, layer in tile.layers.items():

@@ -29,7 +29,7 @@ from scdecode.errors import ConditionError, InputError, PointsError, check_choic
 from scdecode.expression import Decodable
 from scdecode.geometry.divergences import Parameters
 from scdecode.networks import allow_kernels
-from scdecode.points import read_points
+from scdecode.points import conditions_of, read_points
 from scdecode.support import Support, make_support
 from scdecode.vae import VAE
 
@@ -63,6 +63,7 @@ class ParameterMap:
     simplex: bool = False  # whether latent points are non-negative and sum to one
     dtype: torch.dtype = torch.float32
     conditions: Mapping[str, Any] = field(default_factory=dict)  # in words, by name
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # the same as arguments of decode; no library size
 
     @classmethod
     def of_function(
@@ -137,11 +138,17 @@ class ParameterMap:
         Raises
         ------
         PointsError
-            As :meth:`read`; for a single point, or several lineages, which are no one line.
+            As :meth:`read`; for a single point, or several lineages or paths, which are no one line.
         """
         lineages = getattr(points, "lineages", None)
         if lineages is not None:
             raise PointsError(f"{place}: {len(lineages)} lineages came, one was expected: path[{lineages[0]!r}]")
+        shape = read_points(points, self.n_latent, simplex=self.simplex, spread=False).shape
+        if len(shape) > 1:
+            raise PointsError(
+                f"{place}: points of shape {(*shape, self.n_latent)} came, which are several paths; one path, "
+                f"(n, {self.n_latent}), was expected: {place}[0]"
+            )
         z_nk = self.read(points)
         if len(z_nk) < 2:
             raise PointsError(f"{place}: 1 point came, at least two in order were expected")
@@ -294,7 +301,50 @@ def parameter_map(
         simplex=model.config.latent_distribution == "ln",
         dtype=dtype,
         conditions=conditions.obs.iloc[0].to_dict(),
+        # the library size is how much a length sees, and nothing of the path: who decodes it says their own
+        arguments={
+            name: value
+            for name, value in conditions.arguments.items()
+            if name not in ("library_size", "max_conditions") and value is not None and value != {}
+        },
     )
+
+
+def map_along(
+    model: Decodable | ParameterMap,
+    points: Any,
+    *,
+    categorical: Mapping[str, Any] | None = None,
+    continuous: Mapping[str, Any] | None = None,
+    max_conditions: int = 100,
+    **said: Any,
+) -> ParameterMap:
+    """The same for points that may be a path with conditions of its own, which hold where nothing is said.
+
+    Parameters
+    ----------
+    model, categorical, continuous, max_conditions
+        As for :func:`parameter_map`.
+    points
+        A path, or anything else.
+    **said
+        ``batch``, ``labels`` and, where it matters, ``library_size``; None for what the path says.
+    """
+    own = {} if isinstance(model, ParameterMap) else conditions_of(points)
+    given = {name: _constant(own.get(name)) if value is None else value for name, value in said.items()}
+    for name, mapping in (("categorical", categorical), ("continuous", continuous)):
+        one = {key: _constant(value) for key, value in own.get(name, {}).items()}
+        if mapping is None or isinstance(mapping, Mapping | pd.DataFrame):
+            given[name] = {**one, **({} if mapping is None else mapping)} or None
+        else:
+            given[name] = mapping  # whose reader says what is wrong with it
+    return parameter_map(model, max_conditions=max_conditions, **given)
+
+
+def _constant(value: Any) -> Any:
+    """The one value of points that have the same."""
+    array = isinstance(value, np.ndarray) and value.size > 0 and bool((value == value.flat[0]).all())
+    return value.flat[0] if array else value
 
 
 def _check_fixed(said: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scdecode.errors import PointsError
 from scdecode.expression import Decodable
-from scdecode.geometry.decoded import ParameterMap, Slot, parameter_map, push
+from scdecode.geometry.decoded import ParameterMap, Slot, map_along, push
 from scdecode.geometry.divergences import fisher_information, kl_divergence
 from scdecode.kernels.threads import own_threads
 
@@ -77,15 +77,16 @@ def metric(
     points
         ``(n, k)`` latent points in any form that ``model.decode`` takes.
     batch, labels, categorical, continuous, library_size, max_conditions
-        As for ``model.decode``, but the same for all points.
+        As for ``model.decode``, but the same for all points; those of a path hold where nothing is said here.
 
     Raises
     ------
     PointsError, ConditionError
         For points or conditions that cannot be used; for conditions that change from point to point.
     """
-    decoder = parameter_map(
+    decoder = map_along(
         model,
+        points,
         batch=batch,
         labels=labels,
         categorical=categorical,
@@ -119,10 +120,11 @@ def path_length(
     Raises
     ------
     PointsError, ConditionError
-        As :func:`metric`; for a single point.
+        As :func:`metric`; for a single point; for several paths, whose lengths are one each.
     """
-    decoder = parameter_map(
+    decoder = map_along(
         model,
+        points,
         batch=batch,
         labels=labels,
         categorical=categorical,

@@ -59,7 +59,8 @@ class Move:
     support: np.ndarray | None  # (n,) percent, as model.support; None without reference cells
     complete: bool  # whether all that was asked is reached
     stopped: str = ""  # why it is not, in words
-    conditions: Mapping[str, Any] = field(default_factory=dict)  # what it was measured with, in words
+    conditions: Mapping[str, Any] = field(default_factory=dict)  # as arguments of decode, but for the library size
+    measured: Mapping[str, Any] = field(default_factory=dict)  # what it was measured with, in words
 
     @property
     def spread(self) -> None:
@@ -323,5 +324,6 @@ def _report(way: _Way, asked: dict[int, float], points: Tensor, time: list[float
         support=None if decoder.support is None else decoder.support.percentile(z_nk),
         complete=not stopped,
         stopped=stopped,
-        conditions=decoder.conditions,
+        conditions=decoder.arguments,
+        measured=decoder.conditions,
     )

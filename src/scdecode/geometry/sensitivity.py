@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scdecode.errors import check_integer, check_number
 from scdecode.expression import Decodable
-from scdecode.geometry.decoded import ParameterMap, parameter_map
+from scdecode.geometry.decoded import ParameterMap, map_along
 from scdecode.kernels.threads import own_threads
 
 _DEEPEST = 24  # halvings of a segment at most: there its share is below what float32 can tell
@@ -96,15 +96,16 @@ def sensitivity(
     genes
         Names; by default all.
     batch, labels, categorical, continuous, max_conditions
-        As for ``model.decode``, but the same for all points.
+        As for ``model.decode``, but the same for all points; those of a path hold where nothing is said here.
 
     Raises
     ------
     PointsError, ConditionError, InputError
         For points, conditions or genes that cannot be used.
     """
-    decoder = parameter_map(
+    decoder = map_along(
         model,
+        points,
         batch=batch,
         labels=labels,
         categorical=categorical,
@@ -166,8 +167,9 @@ def attribution(
         For points, conditions or genes that cannot be used.
     """
     check_number("tolerance", tolerance, 0.0, open_minimum=True)
-    decoder = parameter_map(
+    decoder = map_along(
         model,
+        path,
         batch=batch,
         labels=labels,
         categorical=categorical,

@@ -33,6 +33,7 @@ from scdecode.paths.local_lines import (
     fit_lines,
     kernel_weights,
 )
+from scdecode.points import read_array
 
 _MEMBER = 0.1  # of the largest weight: a cell of at least that belongs to the lineage
 _STRAY = 0.005  # of the total weight: what strays beyond the last member at either end is left out
@@ -93,7 +94,8 @@ def fit_curve(
     ------
     PointsError
         For shapes that do not fit; latents, pseudotimes or variances that are not finite where the weight is above
-        zero; negative or infinite weights, or none above zero; fewer than five cells; or one pseudotime for all.
+        zero; negative or infinite weights, or none above zero; fewer than five cells, or weights by which they count
+        as fewer than five, (sum w)^2 / sum w^2 (Kish, 1965, Survey Sampling); or one pseudotime for all.
     """
     check_integer("n_points", n_points, minimum=2)
     if bandwidth is not None:
@@ -110,18 +112,20 @@ def fit_curve(
         own = (wide_pb @ bins.variance_bk) / (wide_pb @ lines.moments_baa[:, 0, 0])[:, None]
         spread = spread + own[:, :, None] * np.eye(own.shape[1])
     units = cells.first + cells.range * time
-    _warn_of_few(units, lines.n_effective_p, spread.shape[1])
+    # rounding, where weights are tiny, may leave it below zero or above the number of cells, which it cannot be
+    n_effective = np.clip(np.nan_to_num(lines.n_effective_p, nan=0.0), 0.0, len(cells.time_n))
+    _warn_of_few(units, n_effective, spread.shape[1])
     return Curve(
         time_n=units,
         points_nk=(lines.value_pk + cells.mean_k).astype(np.float32),
         spread_nkk=spread.astype(np.float32),
         bandwidth=float(width * cells.range),
-        n_effective_n=lines.n_effective_p,
+        n_effective_n=n_effective,
     )
 
 
 def _read(z_nk: Any, time_n: Any, weights_n: Any, variance_nk: Any) -> Cells:
-    z = np.asarray(z_nk, dtype=np.float64)
+    z = read_array(z_nk, "z").astype(np.float64)
     if z.ndim != 2 or z.shape[1] < 1:
         raise PointsError(f"z: shape {z.shape} came, latents (cells, k) were expected")
     n = len(z)
@@ -152,13 +156,21 @@ def _read(z_nk: Any, time_n: Any, weights_n: Any, variance_nk: Any) -> Cells:
         )
     variance = None
     if variance_nk is not None:
-        variance = np.asarray(variance_nk, dtype=np.float64)
+        variance = read_array(variance_nk, "variance").astype(np.float64)
         if variance.shape != z.shape:
             raise PointsError(f"variance: shape {variance.shape} came, that of the latents {z.shape} was expected")
         variance = variance[used]
         if not (np.isfinite(variance).all() and (variance >= 0).all()):
             raise PointsError("variance: negative, NaN or infinite values came; variances were expected")
     z, time, weight = z[used], time[used], weight[used] / weight.max()
+    alike = weight.sum() ** 2 / (weight**2).sum()
+    if alike < N_FOLDS - 1e-9:
+        heavy = int((weight >= 0.5).sum())
+        raise PointsError(
+            f"weights: {heavy} of {len(weight):,} cells have nearly all of the weight, so that all count as "
+            f"{alike:.1f} cells of one weight, and a curve needs {N_FOLDS}; weights that differ less were expected, "
+            "such as fate probabilities, or more cells of this lineage"
+        )
     if not np.isfinite(z).all():
         raise PointsError(f"z: {(~np.isfinite(z).all(axis=1)).sum():,} of {n:,} cells have NaN or infinite latents")
     first, extent = float(time.min()), float(np.ptp(time))
@@ -171,7 +183,7 @@ def _read(z_nk: Any, time_n: Any, weights_n: Any, variance_nk: Any) -> Cells:
 
 
 def _column(place: str, value: Any, n: int) -> Floats:
-    array = np.asarray(value, dtype=np.float64)
+    array = read_array(value, place, strings=False).astype(np.float64)
     if array.shape != (n,):
         raise PointsError(f"{place}: shape {array.shape} came for {n:,} cells, ({n},) was expected")
     return array
@@ -189,7 +201,7 @@ def _times(cells: Cells, n_points: int) -> Floats:
 
 
 def _asked(at: Any, cells: Cells) -> Floats:
-    time = np.asarray(at, dtype=np.float64)
+    time = read_array(at, "at", strings=False).astype(np.float64)
     if time.ndim != 1 or len(time) < 2 or not np.isfinite(time).all() or not (np.diff(time) > 0).all():
         raise PointsError(f"at: shape {time.shape} came; at least two times were expected, finite and increasing")
     share = (time - cells.first) / cells.range

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from scdecode.errors import PointsError, check_choice, check_integer, check_number
+from scdecode.points import read_array
 
 METHODS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
 """Solvers, as ``scipy.integrate.solve_ivp`` names them: explicit ones first, then those for stiff fields."""
@@ -133,7 +134,7 @@ def integrate(
 
 
 def _starts(z0_mk: Any) -> np.ndarray:
-    z0 = np.asarray(z0_mk.detach().cpu() if isinstance(z0_mk, Tensor) else z0_mk, dtype=np.float64)
+    z0 = read_array(z0_mk, "z0").astype(np.float64)
     z0 = z0[None] if z0.ndim == 1 else z0
     if z0.ndim != 2 or z0.size == 0:
         raise PointsError(f"z0: shape {z0.shape} came, starts (m, k) were expected")
@@ -144,7 +145,7 @@ def _starts(z0_mk: Any) -> np.ndarray:
 
 
 def _times(t_n: Any) -> np.ndarray:
-    time = np.asarray(t_n.detach().cpu() if isinstance(t_n, Tensor) else t_n, dtype=np.float64)
+    time = read_array(t_n, "t", strings=False).astype(np.float64)
     steps = np.diff(time) if time.ndim == 1 else np.zeros(1)
     if len(steps) == 0 or not np.isfinite(time).all() or not ((steps > 0).all() or (steps < 0).all()):
         raise PointsError(
@@ -312,7 +313,7 @@ def velocity_field(
     check_integer("n_neighbours", n_neighbours, minimum=1)
     if bandwidth is not None:
         check_number("bandwidth", bandwidth, 0.0, open_minimum=True)
-    z, velocity = (np.asarray(value, dtype=np.float64) for value in (z_rk, velocity_rk))
+    z, velocity = read_array(z_rk, "z_rk").astype(float), read_array(velocity_rk, "velocity_rk").astype(float)
     if z.ndim != 2 or z.shape != velocity.shape or len(z) < 2:
         raise PointsError(
             f"z_rk, velocity_rk: shapes {z.shape} and {velocity.shape} came; latents and velocities of two or more "

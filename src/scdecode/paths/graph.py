@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from scdecode.errors import PointsError, check_integer, check_number
 
@@ -30,6 +31,8 @@ POWER = 3.0
 N_AVERAGES = 3
 """How often each cell is moved to the mean of its neighbours before steps are measured."""
 
+_TREE_DIMENSIONS = 12  # up to here a tree finds neighbours faster than all distances do
+_ROWS = 512  # cells whose distances to all are held at once
 _FINE = 400  # intervals at which a track is smoothed
 _SHORTEST = 1e-6  # of the typical step: cells in the same place are neighbours at a cost, as zero means no edge
 
@@ -72,12 +75,11 @@ def make_cell_graph(latent_rk: Any, *, n_neighbours: int = 15) -> CellGraph:
         For an array of another shape, fewer than two cells, or values that are not finite.
     """
     from scipy.sparse.csgraph import connected_components
-    from scipy.spatial import cKDTree
 
     check_integer("n_neighbours", n_neighbours, minimum=1)
     latent = _cells("latent_rk", latent_rk)
     n_neighbours = min(n_neighbours, len(latent) - 1)
-    nearest = cKDTree(latent).query(latent, n_neighbours + 1, workers=-1)[1]
+    nearest = _nearest(latent, n_neighbours + 1)
     # a cell is its own nearest neighbour, unless others lie in the same place: then it may be anywhere, or missing
     own = nearest == np.arange(len(latent))[:, None]
     own[~own.any(axis=1), -1] = True
@@ -85,13 +87,27 @@ def make_cell_graph(latent_rk: Any, *, n_neighbours: int = 15) -> CellGraph:
     averaged = latent
     for _ in range(N_AVERAGES):
         total = averaged.copy()
-        for (
-            column
-        ) in neighbours.T:  # a column at a time: all neighbours of all cells at once would be r x j x k numbers
+        for column in neighbours.T:  # one by one: all neighbours of all cells at once would be r x j x k numbers
             total += averaged[column]
         averaged = total / (n_neighbours + 1)
     n_parts, part = connected_components(_edges(neighbours, np.ones(neighbours.shape)), directed=False)
     return CellGraph(latent, averaged, neighbours, int(n_parts), part)
+
+
+def _nearest(latent_rk: np.ndarray, n: int) -> np.ndarray:
+    """The nearest cells of each, itself among them, ``(r, n)``."""
+    if latent_rk.shape[1] <= _TREE_DIMENSIONS:
+        from scipy.spatial import cKDTree
+
+        return np.asarray(cKDTree(latent_rk).query(latent_rk, n, workers=torch.get_num_threads())[1])
+    # a tree saves nothing in many dimensions: all distances, some rows at a time
+    cells = torch.from_numpy(latent_rk - latent_rk.mean(axis=0))
+    squares = cells.square().sum(1)
+    found = [
+        torch.addmm(squares, rows, cells.t(), alpha=-2).topk(n, dim=1, largest=False).indices
+        for rows in cells.split(_ROWS)
+    ]
+    return torch.cat(found).numpy()
 
 
 def shortest_track(

@@ -12,7 +12,18 @@ from anndata import AnnData
 from scdecode.errors import InputError
 from scdecode.plot import axes as ax_
 from scdecode.plot.axes import FAR_WORDS
-from scdecode.plot.reading import Line, columns_of, dense, lines_of, most_changing, time_label, unit_of
+from scdecode.plot.reading import (
+    Line,
+    columns_of,
+    dense,
+    is_difference,
+    lines_of,
+    log_expression,
+    most_changing,
+    time_label,
+    unit_of,
+)
+from scdecode.pseudocounts import PSEUDOCOUNT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +39,11 @@ def heatmap(
     sort: bool | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Genes x points, each gene's log1p expression from its lowest (0) to its highest (1).
+    """Genes x points, each gene's log expression from its lowest (0) to its highest (1).
+
+    The logarithm is log2 of counts per ten thousand, plus 0.1 as of all fold changes, whatever the library size and the
+    quantity. A difference (``sd.counterfactual(...).difference``) is shown in its unit, all genes on one scale that is
+    symmetric about 0, ordered by where they differ most.
 
     Genes are ordered by the tenth of the path in which they peak, then by where they cross half of their range; the
     genes of a table keep its order. Stretches that are not supported by training cells are hatched. Several lineages or
@@ -56,7 +71,8 @@ def heatmap(
     InputError
         For what is no result of ``model.decode``, unknown genes, or several lineages on one ``ax``.
     """
-    unit_of(expression)  # a result of decode, or an error
+    unit = unit_of(expression)  # of a result of decode, or an error
+    apart = is_difference(expression)
     sort = not isinstance(genes, pd.DataFrame) if sort is None else sort
     names = most_changing(expression) if genes is None else _names(genes)
     if isinstance(genes, pd.DataFrame) and not names:
@@ -69,11 +85,10 @@ def heatmap(
         raise InputError(
             f"ax: one Axes came for {len(lines)} lineages or conditions; leave it out, or pass a part of the expression"
         )
-    values_ng = np.log1p(dense(expression.X, columns_of(expression, names)))
-    lowest_g, span_g = values_ng.min(axis=0), np.ptp(values_ng, axis=0)
-    shown_ng = (values_ng - lowest_g) / np.where(span_g > 0, span_g, 1.0)
+    columns = columns_of(expression, names)
+    shown_ng = dense(expression.X, columns) if apart else _scaled(log_expression(expression, columns))
     if sort:
-        first_ng = shown_ng[lines[0].rows]
+        first_ng = _scaled(np.abs(shown_ng[lines[0].rows])) if apart else shown_ng[lines[0].rows]
         order = np.lexsort((_crossing(first_ng), first_ng.argmax(axis=0) * 10 // len(first_ng)))
         shown_ng, names = shown_ng[:, order], [names[i] for i in order]
     across = len(lines)
@@ -81,7 +96,7 @@ def heatmap(
     size = (2.6 + 3.4 * across, 1.5 + max(0.18 * min(len(names), _NAMED), 0.6))
     axes = [ax] if ax is not None else ax_.grid(1, across, size, sharey=True)[1]
     for line, one in zip(lines, axes, strict=True):
-        mesh = _draw(one, line, shown_ng)
+        mesh = _draw(one, line, shown_ng, apart)
     entries: list[tuple[Any, str]] = []
     if isinstance(genes, pd.DataFrame) and "time" in genes and not sort:
         time_g = genes["time"].to_numpy(dtype=float)
@@ -100,7 +115,8 @@ def heatmap(
     if across % 2 == 0:
         axes[0].set_xlabel("")
         axes[0].figure.supxlabel(time_label(expression), fontsize=10)
-    words = "log1p expression, of each gene\nits lowest 0 to its highest 1"
+    words = f"log2 (counts per 10,000 + {PSEUDOCOUNT:g}),\nof each gene its lowest 0 to its highest 1"
+    words = unit if apart else words
     bar = axes[0].figure.colorbar(mesh, ax=axes, label=words, shrink=0.8, aspect=25)
     bar.outline.set_visible(False)
     if any(line.far.any() for line in lines):
@@ -116,13 +132,21 @@ def _names(genes: Sequence[str] | pd.DataFrame | str) -> list[str]:
     return [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
 
 
-def _draw(ax: Axes, line: Line, shown_ng: np.ndarray) -> Any:
+def _scaled(values_ng: np.ndarray) -> np.ndarray:
+    """Each gene from 0 to 1."""
+    span_g = np.ptp(values_ng, axis=0)
+    return np.asarray((values_ng - values_ng.min(axis=0)) / np.where(span_g > 0, span_g, 1.0))
+
+
+def _draw(ax: Axes, line: Line, shown_ng: np.ndarray, apart: bool) -> Any:
     sides, n_genes = ax_.edges(line.x), shown_ng.shape[1]
-    mesh = ax.pcolormesh(
-        sides, np.arange(n_genes + 1) - 0.5, shown_ng[line.rows].T, cmap="viridis", rasterized=True, vmin=0, vmax=1
-    )
+    look: dict[str, Any] = {"cmap": "viridis", "vmin": 0, "vmax": 1}
+    if apart:
+        most = float(np.abs(shown_ng).max()) or 1.0
+        look = {"cmap": "RdBu_r", "vmin": -most, "vmax": most}
+    mesh = ax.pcolormesh(sides, np.arange(n_genes + 1) - 0.5, shown_ng[line.rows].T, rasterized=True, **look)
     for first, last in ax_.runs(line.far):
-        veil = ax.axvspan(sides[first], sides[last + 1], **_VEIL)
+        veil = ax.axvspan(sides[first], sides[last + 1], **_VEIL | ({"edgecolor": "#667788"} if apart else {}))
         veil.set_label("_" + FAR_WORDS)
     ax.tick_params(length=2)
     ax.spines[:].set_visible(False)

@@ -13,7 +13,7 @@ from scdecode.model import SCVI
 from scdecode.plot import axes as ax_
 from scdecode.plot.axes import COLOURS, FAR_WORDS, INK, MARKERS, PALE, STYLES
 from scdecode.plot.labels import beside_points
-from scdecode.plot.planes import Plane, embedded_plane, principal_plane
+from scdecode.plot.planes import Place, Plane, embedded_plane, principal_plane
 from scdecode.plot.routes import Route, routes_of
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _GRID = 220
 """Places along each axis at which it is decided whether they are inside a tube."""
+_TUBE = 500
+"""Points of a path whose ellipses make up its tube, at most."""
 
 
 def latent(
@@ -48,7 +50,7 @@ def latent(
     cells
         Latents of the cells to show, ``(n, k)``; by default the model's reference cells.
     colour
-        A category of each of the cells, or a number, such as a pseudotime.
+        A category of each of the cells, or a number, such as a pseudotime; the name of a Series is that of its scale.
     embedding
         Places of the same cells on two other axes, ``(n, 2)``, such as ``adata.obsm["X_umap"]``; the columns of a
         DataFrame name the axes. A point of a path is then at the mean place of the cells around it, weighted by the
@@ -71,7 +73,8 @@ def latent(
     plane = principal_plane(shown) if embedding is None else embedded_plane(shown, embedding)
     routes = [] if points is None else routes_of(model, points)
     given, ax = ax, ax_.one(ax, (5.2, 4.6))
-    entries = draw_scene(ax, plane, colour, routes, looks_of(routes, colour), spread=spread)
+    places = places_of(plane, routes)
+    entries = draw_scene(ax, plane, colour, routes, places, looks_of(routes, colour), spread=spread)
     if colour is not None and is_number(colour):  # beside the axes are the colours
         ax_.key(ax, entries, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
     else:
@@ -79,7 +82,7 @@ def latent(
         legend = ax_.key(ax, entries, loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=1 + wide)
         if given is None and legend is not None:
             _make_room(ax, legend)
-    name_ends(ax, plane, routes, looks_of(routes, colour))
+    name_ends(ax, plane, routes, places, looks_of(routes, colour))
     return ax
 
 
@@ -124,17 +127,23 @@ def looks_of(routes: Sequence[Route], colour: Sequence[Any] | None) -> list[tupl
     return looks
 
 
+def places_of(plane: Plane, routes: Sequence[Route]) -> list[Place]:
+    """Where paths are on the plane: ``(n, 2)``, and ``(n, 2, 2)`` around it or None."""
+    return [plane.carry(route.z_nk, route.spread_nkk) for route in routes]
+
+
 def draw_scene(
     ax: Axes,
     plane: Plane,
     colour: Sequence[Any] | None,
     routes: Sequence[Route],
+    places: Sequence[Place],
     looks: Sequence[tuple[Any, Any]],
     *,
     spread: bool,
 ) -> list[tuple[Any, str]]:
     """Draw cells and paths, but for their names; return their keys."""
-    entries = _draw_cells(ax, plane, colour) + _draw_routes(ax, plane, routes, looks, spread=spread)
+    entries = _draw_cells(ax, plane, colour) + _draw_routes(ax, plane, routes, places, looks, spread=spread)
     ax.set_xlabel(plane.labels[0])
     ax.set_ylabel(plane.labels[1])
     ax_.tidy(ax)
@@ -159,7 +168,7 @@ def _draw_cells(ax: Axes, plane: Plane, colour: Sequence[Any] | None) -> list[tu
         known = np.isfinite(number_n)
         ax.scatter(x[~known], y[~known], s=size, color=PALE, **dots)
         scatter = ax.scatter(x[known], y[known], s=size, c=number_n[known], cmap="viridis", **dots)
-        bar = ax.figure.colorbar(scatter, ax=ax, label=getattr(colour, "name", None) or "colour", shrink=0.6, aspect=16)
+        bar = ax.figure.colorbar(scatter, ax=ax, label=str(getattr(colour, "name", None) or ""), shrink=0.6, aspect=16)
         bar.outline.set_visible(False)
         return [(handle(PALE), "cells without a value")] if not known.all() else []
     categories = pd.Categorical(colour)
@@ -179,7 +188,13 @@ def _draw_cells(ax: Axes, plane: Plane, colour: Sequence[Any] | None) -> list[tu
 
 
 def _draw_routes(
-    ax: Axes, plane: Plane, routes: Sequence[Route], looks: Sequence[tuple[Any, Any]], *, spread: bool
+    ax: Axes,
+    plane: Plane,
+    routes: Sequence[Route],
+    places: Sequence[Place],
+    looks: Sequence[tuple[Any, Any]],
+    *,
+    spread: bool,
 ) -> list[tuple[Any, str]]:
     """Draw paths, with their bands, directions and unsupported stretches; return their keys."""
     from matplotlib.lines import Line2D
@@ -187,8 +202,7 @@ def _draw_routes(
     entries: list[tuple[Any, str]] = []
     banded = False
     extent = float(np.ptp(plane.cells_n2, axis=0).max())
-    for route, (colour, style) in zip(routes, looks, strict=True):
-        place_n2, around_n22 = plane.carry(route.z_nk, route.spread_nkk)
+    for route, (place_n2, around_n22), (colour, style) in zip(routes, places, looks, strict=True):
         if spread and around_n22 is not None:
             _draw_tube(ax, place_n2, around_n22, colour)
             banded = True
@@ -215,6 +229,9 @@ def _draw_tube(ax: Axes, place_n2: np.ndarray, around_n22: np.ndarray, colour: A
     low, high = (place_n2 - 1.05 * reach_n2).min(axis=0), (place_n2 + 1.05 * reach_n2).max(axis=0)
     if not (high > low).all():
         return
+    if len(place_n2) > _TUBE:
+        some = np.unique(np.linspace(0, len(place_n2) - 1, _TUBE).round().astype(int))
+        place_n2, around_n22 = place_n2[some], around_n22[some]
     # between few points, more of them: or the area would be beads on a string
     times = max(1, -(-120 // max(len(place_n2) - 1, 1)))
     at = np.linspace(0, len(place_n2) - 1, (len(place_n2) - 1) * times + 1)
@@ -253,13 +270,15 @@ def _draw_arrows(ax: Axes, place_n2: np.ndarray, colour: Any, extent: float) -> 
         )
 
 
-def name_ends(ax: Axes, plane: Plane, routes: Sequence[Route], looks: Sequence[tuple[Any, Any]]) -> None:
+def name_ends(
+    ax: Axes, plane: Plane, routes: Sequence[Route], carried: Sequence[Place], looks: Sequence[tuple[Any, Any]]
+) -> None:
     """Start and end of one path, the names of several at their ends; what is at the same place is named once.
 
     At the end of all drawing, as it needs the final layout.
     """
     extent = float(np.ptp(plane.cells_n2, axis=0).max())
-    places = [plane.carry(route.z_nk, route.spread_nkk)[0] for route in routes]
+    places = [place_n2 for place_n2, _ in carried]
     kept = [number for number, place_n2 in enumerate(places) if len(place_n2) > 1]
     if not kept:
         return

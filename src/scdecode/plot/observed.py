@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +10,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scdecode.errors import CountsWarning, InputError, listing, unknown_name, warn
-from scdecode.matrices import check_counts, check_no_empty_cells, to_csr
+from scdecode.errors import CountsError, CountsWarning, InputError, listing, unknown_name, warn
+from scdecode.matrices import check_counts, to_csr
 from scdecode.plot.reading import Line, columns_of, made_of
+from scdecode.provenance import digest_of
 
 N_BINS = 20
 FEWEST = 25
@@ -167,8 +167,7 @@ def _sizes(
             "cells: the model has a size factor, and theirs is not known; pass library_size=, a column of cells.obs or "
             "an array"
         )
-    # of a choice of genes the whole is not known: it is all genes of the cells, as it was in training
-    if "arguments" in made and json.loads(made["arguments"]).get("genes") is None:
+    if _has_genes_of_model(expression, made):
         own = cells.var_names.get_indexer(expression.var_names)
         if (own < 0).any():
             absent = expression.var_names[own < 0]
@@ -177,9 +176,27 @@ def _sizes(
                 f"({listing(absent, 5)}), so their library size is not known; pass library_size="
             )
         counts = counts[:, own]
+    elif not _has_genes_of_model(cells, made):
+        # of a choice of genes the whole is not known, unless the cells have it, and nothing else
+        raise InputError(
+            f"cells: the expression has {expression.n_vars:,} of the model's {made.get('n_model_genes', 'many')} "
+            f"genes, and the cells have {cells.n_vars:,} that are not these, so their library size is not known; pass "
+            "library_size=, the counts of each cell in the model's genes, or the expression of all of the model's genes"
+        )
     size_n = np.asarray(counts.sum(axis=1), dtype=np.float64).reshape(-1)
-    check_no_empty_cells(size_n, place)
+    empty = np.flatnonzero(size_n <= 0)
+    if len(empty):
+        raise CountsError(
+            f"{place}: {len(empty):,} of {len(size_n):,} cells along the path have no counts in the model's genes "
+            f"(cells {listing(list(cells.obs_names[shown[empty]]), 5)}), so nothing can be said in the unit of the "
+            "expression; leave them out"
+        )
     return size_n
+
+
+def _has_genes_of_model(adata: AnnData, made: Any) -> bool:
+    """Whether it has exactly the genes of the model, in whatever order."""
+    return adata.n_vars == made.get("n_model_genes") and digest_of(adata.var_names) == made["model_genes"]
 
 
 def bins_of(x_n: np.ndarray, value_n: np.ndarray) -> Bins | None:

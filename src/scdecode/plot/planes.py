@@ -16,7 +16,12 @@ _NEAREST = 30
 _MOST = 20_000
 """Cells of an embedding that points are carried by, at most."""
 
-Carry = Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray | None]]
+_CARRIED = 500
+"""Points of a path that are carried by cells; those of a path of more are interpolated between them."""
+
+Place = tuple[np.ndarray, np.ndarray | None]
+"""Points on the plane, ``(n, 2)``, and their covariances, ``(n, 2, 2)``, or None."""
+Carry = Callable[[np.ndarray, np.ndarray | None], Place]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +43,7 @@ def principal_plane(cells_nk: np.ndarray) -> Plane:
     n = min(2, len(rows))  # a latent space of one dimension has one axis
     axes_2k[:n], share[:n] = rows[:n], singular[:n] ** 2 / max(float((singular**2).sum()), 1e-300)
 
-    def carry(points_nk: np.ndarray, spread_nkk: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    def carry(points_nk: np.ndarray, spread_nkk: np.ndarray | None) -> Place:
         return (points_nk - centre) @ axes_2k.T, None if spread_nkk is None else axes_2k @ spread_nkk @ axes_2k.T
 
     labels = [f"latent principal axis {i + 1} ({share[i]:.0%} of variance)" if i < n else "" for i in range(2)]
@@ -50,7 +55,8 @@ def embedded_plane(cells_nk: np.ndarray, embedding: Any) -> Plane:
 
     A point of a tube is the mean of the cells' places weighted by the density of the tube's normal distribution at the
     cells' latents, and its spread their weighted covariance. A bare point is the mean over its 30 nearest cells, with
-    Gaussian weights whose standard deviation is half the distance of the last of them.
+    Gaussian weights whose standard deviation is half the distance of the last of them. Of a path of more than 500
+    points, that many are carried, and the others lie straight between them.
 
     Raises
     ------
@@ -67,17 +73,26 @@ def embedded_plane(cells_nk: np.ndarray, embedding: Any) -> Plane:
     some = np.random.default_rng(0).permutation(len(cells_nk))[:_MOST]
     near_nk, near_n2 = np.asarray(cells_nk, dtype=np.float64)[some], place_n2[some]
 
-    def carry(points_nk: np.ndarray, spread_nkk: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-        weights = [
-            _weights(near_nk, point, None if spread_nkk is None else spread_nkk[i]) for i, point in enumerate(points_nk)
-        ]
-        mean_n2 = np.stack([weight @ near_n2 for weight in weights])
-        if spread_nkk is None:
-            return mean_n2, None
-        around = (near_n2 - mean for mean in mean_n2)
-        return mean_n2, np.stack([(off * w[:, None]).T @ off for w, off in zip(weights, around, strict=True)])
+    def carry(points_nk: np.ndarray, spread_nkk: np.ndarray | None) -> Place:
+        n = len(points_nk)
+        at = np.arange(n) if n <= _CARRIED else np.unique(np.linspace(0, n - 1, _CARRIED).round().astype(int))
+        mean_n2, around_n22 = np.empty((len(at), 2)), np.empty((len(at), 2, 2))
+        for row, i in enumerate(at):  # the weights of one point at a time: of all they would be points x cells
+            weight = _weights(near_nk, points_nk[i], None if spread_nkk is None else spread_nkk[i])
+            mean_n2[row] = weight @ near_n2
+            off = near_n2 - mean_n2[row]
+            around_n22[row] = (off * weight[:, None]).T @ off
+        if len(at) < n:
+            mean_n2, around_n22 = _between(mean_n2, at, n), _between(around_n22, at, n)
+        return mean_n2, None if spread_nkk is None else around_n22
 
     return Plane(place_n2, (str(names[0]), str(names[1])), "paths: mean place of the cells around", carry)
+
+
+def _between(values: np.ndarray, at: np.ndarray, n: int) -> np.ndarray:
+    """Values known at some of n places in a row, straight between them."""
+    flat = values.reshape(len(at), -1)
+    return np.stack([np.interp(np.arange(n), at, column) for column in flat.T], axis=1).reshape(n, *values.shape[1:])
 
 
 def _weights(cells_nk: np.ndarray, point_k: np.ndarray, spread_kk: np.ndarray | None) -> np.ndarray:

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scdecode.errors import InputError, unknown_name
+from scdecode.pseudocounts import PSEUDOCOUNT
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,44 @@ def _unit(expression: AnnData, made: Any) -> str:
     else:
         at = f"size factor {sizes[0]:.3g}" if len(sizes) == 1 else "size factor of each point"
     word = {"rate": "expected counts", "mean": "expected counts with zero inflation", "counts": "drawn counts"}
+    if is_before_zeros(expression):
+        word["rate"] = "expected counts before zero inflation"
     return f"{word[made['quantity']]}, {at}"
+
+
+def is_before_zeros(expression: AnnData) -> bool:
+    """Whether the expression is that of a zero-inflated model without its zeros: not what cells are seen to have."""
+    made = made_of(expression)
+    return str(made.get("gene_likelihood")) == "zinb" and str(made["quantity"]) in ("rate", "scale")
+
+
+def is_difference(expression: AnnData) -> bool:
+    """Whether it is one expression less another, as :func:`scdecode.counterfactual` gives it."""
+    return "baseline" in made_of(expression)
+
+
+def log_expression(expression: AnnData, columns: Any) -> np.ndarray:
+    """log2 of counts per ten thousand, whatever the quantity and the library size, ``(points, genes)``.
+
+    With a pseudocount, as of all fold changes. For a model with a size factor, they are per ten thousand of the genes
+    that the expression has.
+
+    Raises
+    ------
+    InputError
+        For negative values.
+    """
+    made = made_of(expression)
+    values_ng = dense(expression.X, columns)
+    if (values_ng < 0).any():
+        raise InputError("expression: it has negative values, which have no logarithm; expression was expected")
+    if made["library"] != "counts":
+        total_n = dense(expression.X, np.arange(expression.n_vars)).sum(axis=1)
+    elif made["quantity"] == "scale":
+        total_n = np.ones(len(values_ng))
+    else:
+        total_n = expression.obs["library_size"].to_numpy(dtype=float)
+    return np.asarray(np.log2(values_ng * (1e4 / np.maximum(total_n, 1e-300))[:, None] + PSEUDOCOUNT))
 
 
 def time_label(expression: AnnData) -> str:
@@ -120,7 +158,11 @@ def dense(matrix: Any, columns: Any) -> np.ndarray:
 
 
 def most_changing(expression: AnnData, n: int = 30) -> list[str]:
-    """The genes whose log1p expression varies most over the points, ordered by where along them they peak.
+    """The genes that change most over the points, ordered by where along them they are highest.
+
+    By how far log2 of their counts per ten thousand (plus 0.1, as of all fold changes) scatters over the points, which
+    depends neither on the library size nor on the quantity. Of a difference (``sd.counterfactual(...).difference``) by
+    its largest size in its unit, ordered by where that is.
 
     Parameters
     ----------
@@ -131,7 +173,13 @@ def most_changing(expression: AnnData, n: int = 30) -> list[str]:
     """
     lines = lines_of(expression)
     rows, x = (np.concatenate(parts) for parts in ([line.rows for line in lines], [line.x for line in lines]))
-    values = np.log1p(dense(expression.X, np.arange(expression.n_vars)))[rows]
-    chosen = np.argsort(-values.std(axis=0))[:n]
+    every = np.arange(expression.n_vars)
+    if is_difference(expression):
+        values = np.abs(dense(expression.X, every))[rows]
+        change_g = values.max(axis=0)
+    else:
+        values = log_expression(expression, every)[rows]
+        change_g = values.std(axis=0)
+    chosen = np.argsort(-change_g, kind="stable")[:n]
     peaks = x[values[:, chosen].argmax(axis=0)]
     return [str(expression.var_names[i]) for i in chosen[np.argsort(peaks, kind="stable")]]

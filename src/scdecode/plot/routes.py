@@ -87,7 +87,6 @@ def routes_of(model: SCVI, points: Any) -> list[Route]:
 def _length(path: Any) -> str:
     """How long a path is by the decoder's metric, where its maker knew."""
     report = getattr(path, "report", None) or {}
-    if "length" not in report:
+    if "length" not in report or "ratio" not in report:  # one through the graph of cells has that of the latent space
         return ""
-    ratio = report.get("ratio")
-    return f": length {float(report['length']):.3g}" + (f", straight {float(ratio):.2f} times it" if ratio else "")
+    return f": length {float(report['length']):.3g}, straight {float(report['ratio']):.2f} times it"

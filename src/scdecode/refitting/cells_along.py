@@ -35,7 +35,8 @@ def read_values(place: str, values: Any, adata: AnnData | None, n_cells: int) ->
     place
         ``"pseudotime"`` or ``"weights"``.
     values
-        A column of ``obs``, an entry of ``obsm`` with a column a lineage, or the numbers themselves; None is nothing.
+        A column of ``obs``, an entry of ``obsm`` with a column a lineage, or the numbers themselves; weights may be the
+        names of lineages, one a cell. None is nothing.
     adata
         The cells, where there is an AnnData.
     n_cells
@@ -55,15 +56,21 @@ def read_values(place: str, values: Any, adata: AnnData | None, n_cells: int) ->
     named = isinstance(values, pd.Series | pd.DataFrame) and not isinstance(values.index, pd.RangeIndex)
     if named and adata is not None and len(values) == adata.n_obs:
         check_order(place, values.index, adata.obs_names)
+    if place == "pseudotime" and np.ndim(values) == 1:  # names are lineages, as weights
+        values = _numbers(place, values)
     found = {}
     for name, column in by_lineage(place, values).items():
-        try:
-            found[name] = np.asarray(column, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{place}: values came that are no numbers ({error}); numbers were expected") from error
+        found[name] = _numbers(place, column)
         if found[name].shape != (n_cells,):
             raise InputError(f"{place}: shape {found[name].shape} came, one number a cell, ({n_cells},), was expected")
     return found
+
+
+def _numbers(place: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{place}: values came that are no numbers ({error}); numbers were expected") from error
 
 
 def of_lineage(

@@ -2,15 +2,16 @@
 
 The pooled counts of a gene have mean ``exp(o_b + B_b beta + delta_m)`` in row b, of combination of conditions m, and
 variance ``mean + kappa_b mean^2``, as a negative binomial. Coefficients of time courses have the prior of adaptive
-shrinkage (Stephens, 2017, Biostatistics 18:275), here in several dimensions: normal with variances ``c s_j^2``, of
-which the ``s_j^2`` and how many genes have which scale c are learned, so that genes that do not change are drawn to a
-flat line, and those that change a lot are left alone. The last coefficient, the level, is normal around the mean of all
-genes; offsets delta of combinations of conditions are normal around zero.
+shrinkage (Stephens, 2017, Biostatistics 18:275), for several coefficients as of Urbut et al. (2019, Nature Genetics
+51:187): a mixture of normals with variances ``c s_hj^2``, of shapes h and scales c. The shapes and how many genes are
+in which component are learned, so that genes that do not change are drawn to a flat line, those that change a lot are
+left alone, and courses that few genes have are not lost among those of most. The last coefficient, the level, is normal
+around the mean of all genes; offsets delta of combinations of conditions are normal around zero.
 
-How likely each scale is comes from Laplace's method at the mode. The posterior itself is the normal of which, at its
-mean, ``counts - E[mean]`` and the pull of the prior balance, E over that normal (Gaussian variational inference: Opper
-and Archambeau, 2009, Neural Computation 21:786, for the Poisson; its precision at the averaged means): where little
-was counted the mode is above the mean, and what was expected would exceed what was counted.
+How likely each component is comes from Laplace's method at the mode. The posterior itself is the normal of which, at
+its mean, ``counts - E[mean]`` and the pull of the prior balance, E over that normal (Gaussian variational inference:
+Opper and Archambeau, 2009, Neural Computation 21:786, for the Poisson; its precision at the averaged means): where
+little was counted the mode is above the mean, and what was expected would exceed what was counted.
 """
 
 from __future__ import annotations

