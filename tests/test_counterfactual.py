@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -12,11 +14,11 @@ from small_models import EVERYTHING, make_adata, make_model
 import scdecode as sd
 from scdecode.counterfactual import PSEUDOCOUNT, counterfactual
 from scdecode.decoding import draw_tiles
-from scdecode.errors import ConditionError, ConfigError, InputError
+from scdecode.errors import ConditionError, ConditionWarning, ConfigError, InputError
 from scdecode.expression import prepare
 from scdecode.results import write_h5ad
 
-pytestmark = pytest.mark.filterwarnings("ignore:points")  # of support
+pytestmark = pytest.mark.filterwarnings("ignore:points", "ignore:over")  # of support; of other covariates left open
 SHARED = {"continuous": {"age": 40.0, "pct": 0.05}, "n_samples": 32}
 N = 6
 
@@ -227,3 +229,16 @@ def test_a_model_without_conditions():
     model = make_model(make_adata(100, 15), setup={}, epochs=1)
     with pytest.raises(InputError, match="over: 'batch' was given, but there are no conditions of the model"):
         counterfactual(model, model.reference_latents()[:3], "batch")
+
+
+@pytest.mark.filterwarnings("default:over")
+def test_other_covariates_that_are_left_open_are_said(full_model, path):
+    names = [category.key for category in full_model.schema.categorical]
+    with pytest.warns(ConditionWarning, match="averaged as they occur within each level of 'batch'") as said:
+        counterfactual(full_model, path, "batch", **SHARED)
+    assert all(name in str(said[0].message) for name in names)
+    given = {category.key: category.names[0] for category in full_model.schema.categorical}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConditionWarning)
+        warnings.filterwarnings("ignore", message="conditions")  # combinations never seen together
+        counterfactual(full_model, path, "batch", categorical=given, **SHARED)

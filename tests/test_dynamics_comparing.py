@@ -231,3 +231,30 @@ def test_what_has_no_trends(model):
         trend_table(model.decode(winding(), quantity="counts"))
     with pytest.raises(InputError, match="decoded genes"):
         trend_table(model.decode(winding(), n_samples=4), ["GATA1"])
+
+
+def test_deeper_libraries_are_no_change_of_genes(hand):
+    path = moving(std=[0.1] * 4)
+    with pytest.raises(
+        InputError, match=r"each gene differs by the library alone by \+1.00 log2; pass one library_size"
+    ):
+        compare(hand, path, kwargs_b={"library_size": 2e4})
+    own = Line(path.points, path.time, path.spread, {"library_size": np.linspace(100, 200, 30)})
+    with pytest.raises(InputError, match="1e\\+04 came for path_a"):
+        compare(hand, path, own)
+    scale = compare(hand, path, kwargs_b={"library_size": 2e4}, quantity="scale")
+    assert (scale.difference_ng == 0).all()
+    assert (compare(hand, path, own, library_size=1e4).difference_ng == 0).all()
+
+
+def test_a_bare_line_does_not_halve_the_scatter_of_a_tube(hand):
+    tube = moving(std=[0.3] * 4)
+    both = compare(hand, tube, tube, **HAND, batch="batch_1").overall["spread"]
+    one = compare(hand, tube, moving(), **HAND, batch="batch_1").overall["spread"]
+    np.testing.assert_allclose(one, both, rtol=1e-6)
+
+
+@pytest.mark.parametrize("names", ["ab", ("a",), ["a", "b", "c"]])
+def test_two_paths_have_two_names(model, names):
+    with pytest.raises(InputError, match="two names, of path_a and path_b"):
+        compare(model, winding(), winding(seed=1), names=names)

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from dynamics_paths import BASE, DOWN, FLAT, HAND, TRANSIENT, UP, VALLEY, Line, hand_made, moving, winding
+from scipy.interpolate import CubicSpline
 from small_models import make_adata, make_model
 
 from scdecode.dynamics import cascade, gene_dynamics
@@ -302,3 +303,16 @@ def test_what_is_no_table(table):
         cascade(table, shapes=["flat"])
     with pytest.raises(ConfigError, match="n_top"):
         cascade(table, n_top=0)
+
+
+def test_few_points_are_walked_in_more(hand):
+    """What the spline does between points is what the table says, whatever the number of points on it."""
+    few = moving(4, std=[0.2] * 4)
+    spline = CubicSpline(few.time, few.points)
+    time = np.linspace(0, 1, 31)
+    many = Line(spline(time), time, np.broadcast_to(0.04 * np.eye(4), (31, 4, 4)))
+    found, expected = (
+        gene_dynamics(hand, path, **HAND, batch="batch_1").set_index("gene").sort_index() for path in (few, many)
+    )
+    for column in ("log2_range", "peak_time", "fastest_rate", "std", "start", "end"):
+        np.testing.assert_allclose(found[column], expected[column], rtol=1e-3, atol=1e-3, err_msg=column)

@@ -238,3 +238,24 @@ def test_ends_that_the_graph_does_not_connect():
 
 def test_the_metric_is_exported():
     assert sd.geometry.metric is metric
+
+
+@pytest.mark.parametrize("batch", [None, ["batch_1", "batch_2"], {"batch_1": 1.0, "batch_3": 3.0}])
+def test_an_averaged_geodesic_decodes_in_its_conditions(model, ends, batch):
+    found = geodesic(model, *ends, batch=batch, n_points=5, n_knots=2)
+    expected = model.decode(found.points, batch=batch)
+    np.testing.assert_allclose(model.decode(found, count_noise=False).X, expected.X, rtol=1e-6)
+    assert found.report["conditions"]["batch"] == "average"
+    fine = geodesic(model, *ends, batch=batch, n_knots=2)
+    assert path_length(model, fine).length == pytest.approx(fine.length, rel=1e-3)  # in its own conditions
+    assert path_length(model, fine, batch="batch_2").length != pytest.approx(fine.length, rel=1e-4)
+
+
+def test_the_search_sees_the_heaviest_conditions_and_the_length_all(full_model):
+    z = full_model.get_latent_representation(make_adata())
+    found = geodesic(full_model, z[0], z[100], n_knots=2, max_conditions=40)
+    (note,) = (note for note in found.notes if note.startswith("the search saw"))
+    assert note.startswith("the search saw the 10 heaviest of the 40 conditions")
+    ends = found.points[[0, -1]]
+    straight = path_length(full_model, ends, max_conditions=40).length
+    assert found.straight_length == pytest.approx(straight, rel=1e-6)

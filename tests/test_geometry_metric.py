@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_models import make_adata, make_model
 
+import scdecode as sd
 from scdecode.errors import ConditionError, InputError, NotTrainedError, PointsError
 from scdecode.geometry import ParameterMap, metric, parameter_map, path_length
 from scdecode.geometry.metric import divergence
@@ -202,3 +203,26 @@ def test_derivatives_warn_of_nothing(model):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         metric(model, some_points(1), batch="batch_1")
+
+
+def test_a_path_is_measured_in_its_own_conditions(full_model):
+    z = full_model.get_latent_representation(make_adata())[:4]
+    own = {"batch": "batch_2", "categorical": {"sex": "male"}, "library_size": 300.0}
+    path = sd.Trajectory.from_points(z, **own)
+    rest = {"continuous": {"age": 40.0, "pct": 0.1}, "max_conditions": 400}
+    for measure in (lambda *a, **k: path_length(*a, **k).length, metric):
+        np.testing.assert_allclose(measure(full_model, path, **rest), measure(full_model, z, **own, **rest))
+        said = own | {"library_size": 1e4}
+        np.testing.assert_allclose(
+            measure(full_model, path, library_size=1e4, **rest), measure(full_model, z, **said, **rest)
+        )
+    constant = sd.Trajectory.from_points(z, batch=np.array(["batch_2"] * 4))
+    assert (
+        path_length(full_model, constant, **rest).length == path_length(full_model, z, batch="batch_2", **rest).length
+    )
+
+
+def test_paths_side_by_side_are_not_joined(model):
+    z = model.reference_latents()
+    with pytest.raises(PointsError, match=r"points of shape \(2, 3, 4\) came, which are several paths"):
+        path_length(model, np.stack([z[:3], z[3:6]]))

@@ -124,7 +124,7 @@ def test_every_likelihood(full_model):
     gene = full_model.schema.genes[1]
     found = move(full_model, z, {gene: 0.05}, max_support=None, max_conditions=400, n_steps=3)
     assert found.targets.reached[gene] == pytest.approx(0.05, abs=2e-3)
-    assert found.conditions["batch"] == "average"
+    assert found.conditions == {} and found.measured["batch"] == "average"
 
 
 @pytest.mark.parametrize(
@@ -154,3 +154,11 @@ def test_numbers_out_of_range():
     for name, value in {"n_steps": 0, "prior": -1, "n_others": -1, "max_support": 0}.items():
         with pytest.raises(ConfigError, match=f"^{name}: {value} came"):
             move(decoder, [0.0, 0.0], {"A": 1}, **{name: value})
+
+
+@pytest.mark.parametrize("batch", [None, ["batch_1", "batch_2"], {"batch_1": 1.0, "batch_3": 3.0}, "batch_2"])
+def test_what_averages_over_conditions_is_decoded_in_them(model, start, batch):
+    found = move(model, start, {"gene_02": 0.05}, batch=batch, library_size=1e5, n_steps=2)
+    expected = model.decode(found.points, batch=batch)
+    np.testing.assert_allclose(model.decode(found, count_noise=False).X, expected.X, rtol=1e-6)
+    assert "library_size" not in found.conditions and found.measured["library_size"] == 1e5

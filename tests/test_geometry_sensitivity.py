@@ -125,3 +125,12 @@ def test_bad_paths(model):
     with pytest.raises(ConfigError, match=r"^tolerance: 0"):
         attribution(model, some_points(3), tolerance=0, batch="batch_1")
     assert repr(attribution(model, some_points(2), batch="batch_1")) == "Attribution: 40 genes to 4 dimensions"
+
+
+def test_a_path_brings_its_conditions(model):
+    z = model.reference_latents()[:5]
+    path = sd.Trajectory.from_points(z, batch={"batch_1": 1.0, "batch_2": 9.0})
+    asked = {"batch": {"batch_1": 1.0, "batch_2": 9.0}}
+    np.testing.assert_allclose(sensitivity(model, path).mean, sensitivity(model, z, **asked).mean)
+    np.testing.assert_allclose(attribution(model, path).change, attribution(model, z, **asked).change)
+    assert not np.allclose(sensitivity(model, path).mean, sensitivity(model, z).mean, rtol=1e-5)

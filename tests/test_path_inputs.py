@@ -248,7 +248,7 @@ def test_weights_by_name():
         found = by_lineage("weights", values)
         assert {name: column.tolist() for name, column in found.items()} == {"b": [1, 0, 0, 1], "a": [0, 1, 0, 0]}
     for odd in (["0", "1"], ["a", "1"], ["a", 1], np.array(["0.5", "nan"])):
-        with pytest.raises(PointsError, match="weights: strings came of which .* the name of each cell's lineage"):
+        with pytest.raises(PointsError, match=r"weights: strings came of which .* the name of each cell's lineage"):
             by_lineage("weights", odd)
     for odd in (["a", "b"], np.array(["0", "1"]), pd.Series(["0", "1"]), ["0", None], np.array(["2020"], "datetime64")):
         with pytest.raises(PointsError, match=r"pseudotime: .* that is no array of numbers .*numbers were expected"):
@@ -280,6 +280,9 @@ def test_cells_in_order():
     assert (swapped.weight["a"] >= 0).all()
     named = read_ordered(np.ones((6, K)), np.stack([time, -time], axis=1), {"x": time, "y": time})
     assert list(named.time) == ["x", "y"]
+    names = np.array(["lineage_1", "lineage_2"] * 3)  # names, and not columns without
+    with pytest.raises(InputError, match=r"weights: the lineages .* came, but those of the pseudotime are"):
+        read_ordered(np.ones((6, K)), {"x": time, "y": time}, names)
 
 
 def test_names_of_lineages():

@@ -59,7 +59,7 @@ def test_heatmap_is_scaled_and_ordered_by_where_genes_peak(expression: AnnData) 
     assert (np.diff(shown.argmax(axis=1) * 10 // 20) >= 0).all()
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert sorted(names) == sorted(plot.most_changing(expression))
-    values = np.log1p(expression[:, names[0]].X[:, 0])
+    values = log2_counts(expression[:, names[0]].X[:, 0])
     np.testing.assert_allclose(shown[0], (values - values.min()) / np.ptp(values), atol=1e-4)
     assert ax.get_xlabel() == "pseudotime"
     assert ax.get_legend() is None
@@ -106,7 +106,7 @@ def test_heatmap_of_lineages_has_one_scale_for_all(model: sd.SCVI) -> None:
     left, right = ax.figure.axes[:2]
     assert [left.get_title(), right.get_title()] == ["left", "right"]
     shown = np.concatenate([np.asarray(one.collections[0].get_array()).reshape(4, 20) for one in (left, right)], axis=1)
-    values = np.log1p(two.X[:, :4]).T
+    values = log2_counts(two.X[:, :4]).T
     np.testing.assert_allclose(
         shown, (values - values.min(1, keepdims=True)) / np.ptp(values, axis=1)[:, None], atol=1e-4
     )
@@ -382,3 +382,77 @@ def test_without_matplotlib_the_install_line_is_printed(model: sd.SCVI, monkeypa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'scdecode\[plot\]'"):
         plot.history(model)
+
+
+# what changes
+
+
+def log2_counts(values: np.ndarray) -> np.ndarray:
+    return np.log2(values + 0.1)
+
+
+def test_what_changes_most_depends_on_no_library(model: sd.SCVI) -> None:
+    path = between(model, 0, 1)
+    made = [
+        model.decode(path, batch="batch_1", n_samples=8, **asked)
+        for asked in ({}, {"library_size": 10.0}, {"library_size": 1e6}, {"quantity": "scale"})
+    ]
+    assert len({tuple(plot.most_changing(one, 8)) for one in made}) == 1
+    shown = [np.asarray(plot.heatmap(one).collections[0].get_array()) for one in made]
+    for other in shown[1:]:
+        np.testing.assert_allclose(other, shown[0], atol=1e-3)
+    bar = plot.heatmap(made[0]).figure.axes[-1]
+    assert bar.get_ylabel().startswith("log2 (counts per 10,000 + 0.1)")
+
+
+def test_differences_are_on_a_scale_around_zero(model: sd.SCVI) -> None:
+    apart = sd.counterfactual(model, between(model, 0, 1), over="batch", n_samples=4).difference
+    ax = plot.heatmap(apart)
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert sorted(names) == sorted(plot.most_changing(apart))
+    largest = np.abs(apart.X).max(axis=0)
+    assert set(names) == set(apart.var_names[np.argsort(-largest)[:30]])
+    mesh = ax.collections[0]
+    assert mesh.get_clim() == (-pytest.approx(largest.max()), pytest.approx(largest.max()))
+    np.testing.assert_allclose(np.asarray(mesh.get_array()).reshape(30, 20), apart[:20, names].X.T)
+    assert ax.figure.axes[-1].get_ylabel().endswith("difference from batch_1")
+    negative = apart.copy()
+    del negative.uns["scdecode"]["baseline"]
+    with pytest.raises(InputError, match="negative values, which have no logarithm"):
+        plot.heatmap(negative)
+
+
+def test_long_paths_are_carried_by_few_points(model: sd.SCVI) -> None:
+    z = model.reference_latents().astype(float)
+    plane = embedded_plane(z, z[:, :2])
+    time = np.linspace(0, 1, 4_991)[:, None]
+    points = z[0] + time * (z[1] - z[0])
+    spread = np.broadcast_to(0.1 * np.eye(4), (len(points), 4, 4))
+    mean, around = plane.carry(points, spread)
+    some = np.array([0, 777, 4_990])
+    few, around_few = plane.carry(points[some], spread[some])
+    np.testing.assert_allclose(mean[some], few, atol=1e-4)
+    np.testing.assert_allclose(around[some], around_few, atol=1e-4)
+
+
+def test_a_number_without_a_name_has_no_label(model: sd.SCVI) -> None:
+    ax = plot.latent(model, colour=model.reference_latents()[:, 0])
+    assert ax.figure.axes[1].get_ylabel() == ""
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own forward mode
+def test_lengths_of_other_conditions_or_ends_are_not_compared_in_silence(model: sd.SCVI) -> None:
+    from scdecode.geometry import geodesic
+
+    z = model.reference_latents()
+    one = sd.Trajectory.from_points(z[:2], batch="batch_1")
+    other = sd.Trajectory.from_points(z[:2], batch=["batch_1", "batch_2"])
+    with pytest.raises(InputError, match="'b' in batch=.*their lengths do not compare"):
+        plot.compare_paths(model, {"a": one, "b": other})
+    shorter = sd.Trajectory.from_points(z[0] + np.array([[0.2], [1.0]]) * (z[1] - z[0]), batch="batch_1")
+    found = geodesic(model, z[0], z[1], batch="batch_1")
+    ax = plot.compare_paths(model, {"a": one, "b": shorter, "c": found})
+    said = words(ax)[-3:]
+    assert [word.endswith(", ends differ") for word in said] == [False, True, False]
+    assert said[2] == f"c: length {found.length:.1f}, its straight line {found.straight_length:.1f}"
+    plot.compare_paths(model, {"a": one, "b": other}, batch="batch_2")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
 from plot_inputs import Tube, between, drawn, lineages, with_support, words
@@ -321,3 +322,53 @@ def test_a_path_of_one_point_is_drawn(model: sd.SCVI) -> None:
     path = between(model, 0, 1)
     single = model.decode(Tube(path.points[:1], path.time[:1], path.spread[:1]), n_samples=4)
     assert len(drawn(plot.trends(single, "gene_01"))) == 1
+
+
+def test_the_library_of_cells_is_that_of_all_genes_of_the_model(
+    model: sd.SCVI, expression: AnnData, adata: AnnData
+) -> None:
+    counts = adata.X.toarray().astype(float)
+    right = np.sort(1e4 * counts[:, 0] / counts.sum(axis=1))
+    some = model.decode(between(model, 0, 1), batch="batch_1", genes=["gene_01", "gene_07"], n_samples=2)
+    shuffled = adata[:, ::-1].copy()
+    for made in (expression, expression[:, :20], some):
+        for cells in (adata, shuffled):
+            dots = next(
+                c for c in plot.trends(made, "gene_01", cells=cells).collections if len(c.get_offsets()) == adata.n_obs
+            )
+            np.testing.assert_allclose(np.sort(dots.get_offsets()[:, 1]), right, rtol=1e-6)
+    more = AnnData(
+        np.c_[counts, counts], obs=adata.obs, var=pd.DataFrame(index=[*adata.var_names, *map(str, range(40))])
+    )
+    plot.trends(expression, "gene_01", cells=more)
+    for made, cells in ((some, more), (expression[:, :20], adata[:, :30]), (some, adata[:, :2])):
+        with pytest.raises(InputError, match="pass library_size=, the counts of each cell in the model's genes"):
+            plot.trends(made, "gene_01", cells=cells)
+    empty = adata.copy()
+    empty.X = np.where(np.arange(300)[:, None] == 3, 0, counts)
+    with pytest.raises(CountsError, match="have no counts in the model's genes .*; leave them out"):
+        plot.trends(expression, "gene_01", cells=empty)
+
+
+def test_a_rate_before_zero_inflation_says_so(adata: AnnData) -> None:
+    from small_models import make_model
+
+    zinb = make_model(adata, gene_likelihood="zinb", epochs=1)
+    rate, mean = (zinb.decode(between(zinb, 0, 1), quantity=q, n_samples=2) for q in ("rate", "mean"))
+    ax = plot.trends(rate, "gene_01", cells=adata)
+    assert ax.get_ylabel() == "expected counts before zero inflation, library of 10,000 counts"
+    assert any("decode quantity='mean' to compare" in word for word in words(ax))
+    assert not any("to compare" in word for word in words(plot.trends(mean, "gene_01", cells=adata)))
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_labels_stay_below_the_key(model: sd.SCVI, adata: AnnData, n: int) -> None:
+    found = sd.counterfactual(model, between(model, 0, 1), over="batch", n_samples=2).difference
+    single = model.decode(between(model, 0, 1), quantity="mean", library_size=1e4, n_samples=2)
+    genes = list(found.var_names[:n])
+    for ax in (plot.trends(found, genes), plot.trends(single, genes, cells=adata)):
+        figure = ax.figure
+        figure.canvas.draw()
+        label, key = figure._supylabel.get_window_extent(), figure.legends[0].get_window_extent()
+        assert label.y1 <= key.y0 and label.y0 >= 0
+        assert key.x1 <= figure.bbox.x1

@@ -19,7 +19,7 @@ from torch.distributions import MultivariateNormal, Normal
 import scdecode as sd
 from scdecode.decoding import QUANTITIES
 from scdecode.errors import InputError
-from scdecode.provenance import unit_of
+from scdecode.provenance import digest_of, unit_of
 from scdecode.support import FAR
 
 
@@ -283,3 +283,10 @@ def test_results_do_not_share_memory(full_model, z):
     first.X[:] = 0
     assert second.obsm["latent"].any()
     np.testing.assert_array_equal(full_model.decode(z).X, second.X)
+
+
+def test_the_genes_of_the_model_are_written_down(full_model, z):
+    made = full_model.decode(z, genes=["gene_03"]).uns["scdecode"]
+    assert made["n_model_genes"] == 40
+    assert made["model_genes"] == digest_of(reversed(full_model.schema.genes)) != digest_of(["gene_03"])
+    assert made["gene_likelihood"] == full_model.config.gene_likelihood

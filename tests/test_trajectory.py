@@ -394,7 +394,7 @@ def test_too_few_waypoints_and_two_that_are_the_same(model):
         with pytest.raises(PointsError, match=f"waypoints: {n} came, two or more were expected"):
             Trajectory.through(model, line()[:n])
     for odd in (5.0, "ab", Normal(0.0, 1.0), None):
-        with pytest.raises(PointsError, match="waypoints: .* came, a list of points or sets of cells was expected"):
+        with pytest.raises(PointsError, match=r"waypoints: .* came, a list of points or sets of cells was expected"):
             Trajectory.through(model, odd)
     with pytest.raises(PointsError, match="waypoints: 0 came"):
         Trajectory.through(model, np.array(5.0))
@@ -622,7 +622,9 @@ def test_found_spreads_are_yes_or_no(model, ordered, spread):
         ({"pseudotime": ["a"] * 600}, "pseudotime: .* numbers were expected"),
         ({"pseudotime": pd.Series(np.arange(600.0)).astype(str)}, "pseudotime: .* numbers were expected"),
         ({"weights": np.arange(600).astype(str)}, "weights: strings came .* the name of each cell's lineage"),
-        ({"weights": {"a": np.full(600, "x")}}, "weights: .* numbers were expected"),
+        ({"weights": {"a": np.full(600, "x")}}, r"weights\['a'\]: .* numbers were expected"),
+        ({"weights": {}}, r"weights: the lineages \[\] came"),
+        ({"weights": np.ones((600, 0))}, r"weights: shape \(600, 0\) came"),
         ({"pseudotime": None}, "time"),
     ],
 )
@@ -704,7 +706,7 @@ def test_flow_from_tensors_with_gradients_and_with_few_evaluations():
     times = torch.tensor([0.0, 1.0], requires_grad=True)
     path = Trajectory.flow(lambda t, z: z, start, times)
     np.testing.assert_allclose(path.points[-1], np.full(K, np.e), rtol=1e-4)
-    with pytest.raises(PointsError, match="field: 10 evaluations led from time 0 .* or a larger max_evaluations"):
+    with pytest.raises(PointsError, match=r"field: 10 evaluations led from time 0 .* or a larger max_evaluations"):
         Trajectory.flow(lambda t, z: z, np.ones(K), [0.0, 1.0], max_evaluations=10)
     for odd in ("abc", 3.0):
         with pytest.raises(PointsError, match="z0: "):

@@ -13,7 +13,7 @@ from anndata import AnnData
 
 from scdecode.decoding import QUANTILES, draw_tiles, noise_of_counting, summary
 from scdecode.devices import choose_device
-from scdecode.errors import InputError, SupportWarning, unknown_name
+from scdecode.errors import ConditionWarning, InputError, SupportWarning, listing, unknown_name, warn
 from scdecode.expression import Asked, prepare
 from scdecode.model import SCVI
 from scdecode.path_inputs import CONDITIONS
@@ -89,6 +89,7 @@ def counterfactual(
     baseline = names[0] if baseline is None else baseline
     if baseline not in names:
         raise InputError(unknown_name("baseline", baseline, names, "conditions"))
+    _warn_of_others(model, over, arguments)
     asked: dict[str, Asked] = {}
     for name, own in asked_for.items():
         with warnings.catch_warnings():
@@ -175,6 +176,26 @@ def _arguments(
     if len(found) < 2:
         raise InputError(f"levels: {list(found)} came, two or more conditions to compare were expected")
     return found
+
+
+def _warn_of_others(model: SCVI, over: Any, shared: Mapping[str, Any]) -> None:
+    """What is left open is averaged as it occurs within each level, and its differences are counted in."""
+    if not isinstance(over, str):
+        return
+    conditions = {"batch": model.schema.batch} | {category.key: category for category in model.schema.categorical}
+    given = {"batch": shared.get("batch"), **(shared.get("categorical") or {})}
+    left = [
+        name
+        for name, category in conditions.items()
+        if category is not None and len(category.names) > 1 and given.get(name) is None
+        if name != over and category.key != over
+    ]
+    if left and model.schema.conditions is not None:
+        warn(
+            f"over: {listing(left)} were not given, and are averaged as they occur within each level of {over!r}, so "
+            "that a difference between levels holds theirs too; pass them to compare like with like",
+            ConditionWarning,
+        )
 
 
 def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def read_ordered(z: Any, pseudotime: Any, weights: Any) -> Ordered:
             check_names(place, part, names)
             names = _own_names(part) if names is None else names
     times, shares = by_lineage("pseudotime", pseudotime), by_lineage("weights", weights)
-    if _has_names(weights):
+    if _has_names(weights):  # of two, one with names of its own and one without
         times = _named_as(times, pseudotime, shares)
     if _has_names(pseudotime):
         shares = _named_as(shares, weights, times)
@@ -135,15 +135,14 @@ def by_lineage(place: str, values: Any) -> dict[str | None, Any]:
         return {}
     if isinstance(values, Mapping):
         _check_alike(place, values)
-        return _unique(place, [(str(name), _numbers(place, column)) for name, column in values.items()])
+        return _unique(place, [(str(name), column) for name, column in values.items()])
     if isinstance(values, pd.DataFrame):
-        columns = [_numbers(place, values.iloc[:, i]) for i in range(values.shape[1])]
-        return _unique(place, list(zip([str(name) for name in values], columns, strict=True)))
+        return _unique(place, [(str(name), values.iloc[:, i]) for i, name in enumerate(values)])
     names = _lineage_of_each(place, values) if place == "weights" else None
     if names is not None:
         return {str(name): (names == name).astype(float) for name in pd.unique(names[~pd.isna(names)])}
     array = _numbers(place, values)
-    if array.ndim == 2:
+    if array.ndim == 2 and array.shape[1]:
         return {f"lineage_{i + 1}": array[:, i] for i in range(array.shape[1])}
     if array.ndim != 1:
         raise InputError(f"{place}: shape {array.shape} came, one a cell, (n,) or (n, lineages), was expected")
@@ -154,11 +153,11 @@ def _numbers(place: str, values: Any) -> np.ndarray:
     return read_array(values, place, strings=False).astype(np.float64)
 
 
-def _unique(place: str, columns: list[tuple[str, np.ndarray]]) -> dict[str | None, Any]:
+def _unique(place: str, columns: list[tuple[str, Any]]) -> dict[str | None, Any]:
     names = [name for name, _ in columns]
-    if len(set(names)) < len(names):
+    if not names or len(set(names)) < len(names):
         raise InputError(f"{place}: the lineages {listing(names)} came; names that differ were expected")
-    return dict(columns)
+    return {name: _numbers(f"{place}[{name!r}]", column) for name, column in columns}
 
 
 def _check_alike(place: str, columns: Mapping[Any, Any]) -> None:
@@ -220,11 +219,9 @@ def _has_names(values: Any) -> bool:
 
 def _named_as(found: dict[str | None, Any], values: Any, named: Mapping[str | None, Any]) -> dict[str | None, Any]:
     """Columns without names under those of others, if they are as many."""
-    unnamed = None not in found and len(found) == len(named) and not _has_names(values)
-    # of names of each cell's lineage the order says nothing, and they are names already
-    if not unnamed or list(found) != [f"lineage_{i + 1}" for i in range(len(found))]:
-        return found
-    return dict(zip(named, found.values(), strict=True))
+    # of two axes: names of each cell's lineage are names already
+    unnamed = found and not _has_names(values) and as_numpy(values).ndim == 2
+    return dict(zip(named, found.values(), strict=True)) if unnamed and len(found) == len(named) else found
 
 
 def lineage_names(times: Mapping[str | None, Any], weights: Mapping[str | None, Any]) -> tuple[str, ...] | None:
@@ -315,7 +312,7 @@ def check_conditions(schema: Schema, n_points: int, own: Mapping[str, Any]) -> N
 
 
 def part_of(values: Any, at: int | list[int], n_lineages: int) -> Any:
-    """What is said of one of several lineages, or of some: of arrays with a row a lineage, in mappings of any depth, that row."""
+    """What is said of one lineage, or of some: of arrays with a row a lineage, in mappings of any depth, that row."""
     if isinstance(values, Mapping):
         return {key: part_of(value, at, n_lineages) for key, value in values.items()}
     return values[at] if isinstance(values, np.ndarray) and len(values) == n_lineages else values

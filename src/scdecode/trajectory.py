@@ -270,8 +270,8 @@ class Trajectory:
             The cells: ``model.posterior(adata)``, or latent points ``(n, k)`` in any form that ``model.decode`` takes.
             Of points alone the spread lacks the posterior variance of each cell, and is too small.
         pseudotime
-            Of each cell, ``(n,)``; ``(n, lineages)`` where each lineage has its own; any scale. Cells without (NaN,
-            masked) must have weight zero.
+            Of each cell, ``(n,)``; ``(n, lineages)`` where each lineage has its own, without names in the order of the
+            weights' columns; any scale. Cells without (NaN, masked) must have weight zero.
         weights
             How far each cell belongs to the lineage: lineage weights, fate probabilities, or a mask, ``(n,)``;
             a DataFrame ``(n, lineages)`` for several lineages, which its columns name; or the name of each cell's

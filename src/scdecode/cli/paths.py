@@ -111,6 +111,17 @@ def path(
         Path | None,
         typer.Option(help="With --over: differences from the first level, .h5ad or .csv.", rich_help_panel=_CONDITIONS),
     ] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option("--also", help="Another model of the same cells: decoded together; repeatable."),
+    ] = None,
+    refit: Annotated[
+        Path | None,
+        typer.Option(
+            help="Along a pseudotime: trends refitted to the cells' counts, with their 90 % band; .h5ad or .csv.",
+            rich_help_panel=_OUTPUTS,
+        ),
+    ] = None,
     genes_table: Annotated[
         Path | None,
         typer.Option(help="What each gene does: change, peak, shape, score; .csv or .tsv.", rich_help_panel=_OUTPUTS),
@@ -138,8 +149,10 @@ def path(
     from scdecode import plot as plots
     from scdecode.cells import open_anndata
     from scdecode.counterfactual import counterfactual
+    from scdecode.ensemble import Ensemble
     from scdecode.opening import load
     from scdecode.progress import notice
+    from scdecode.refitting import refit as refit_trends
     from scdecode.tables import check_ending, write_frame
 
     check_result(out, overwrite)
@@ -152,6 +165,9 @@ def path(
     if genes_table is not None:
         check_ending(genes_table, (".csv", ".tsv"))
         check_free(genes_table, overwrite)
+    if refit is not None:
+        check_ending(refit, (".h5ad", ".csv", ".tsv"))
+        check_free(refit, overwrite)
     if difference is not None:
         check_ending(difference, (".h5ad", ".csv", ".tsv"))
         check_free(difference, overwrite)
@@ -161,20 +177,30 @@ def path(
     ends = {"--from": start, "--to": end, "--through": through, "--key": key}
     ordered = {"--pseudotime": pseudotime, "--weights": weights, "--lineages": lineages, "--lineage": lineage}
     _check_way(ends, ordered, how)
+    if refit is not None and start is not None:
+        raise InputError("--refit: it came with --from; the counts of cells tell a trend where each has a pseudotime")
+    if also and (over is not None or refit is not None):
+        raise InputError("--also: several models came with --over or --refit, which take one")
     if key is not None and key not in adata.obs:
         raise InputError(unknown_name("--key", key, [str(name) for name in adata.obs], "columns of obs"))
     if over is not None and (
         (over == "batch" and batch) or (over == "labels" and labels) or over in asked["categorical"]
     ):
         raise InputError(f"--over: {over!r} came with a value of its own; say which levels by --level")
-    if key is not None and key not in adata.obs:
-        raise InputError(unknown_name("--key", key, [str(name) for name in adata.obs], "columns of obs"))
     searching = notice("searching the geodesic ...") if how == "geodesic" else nullcontext()
+    places = [name for name in (start, *(through or []), end) if name is not None]
+
+    def make(one: Any) -> Any:
+        """The path in the latent space of a model."""
+        if key is not None and places:
+            return _between(one, adata, places, key, n_points, how, line, asked)
+        return _along(one, adata, pseudotime, weights, lineages, lineage, n_points, line)
+
+    models = [opened, *(load(other) for other in also or [])]
     with searching:
-        if start is not None and end is not None and key is not None:
-            made = _between(opened, adata, [start, *(through or []), end], key, n_points, how, line, asked)
-        else:
-            made = _along(opened, adata, pseudotime, weights, lineages, lineage, n_points, line)
+        paths = [make(one) for one in models]
+    made = paths[0]
+    whole, where = (Ensemble(models), paths) if also else (opened, made)
     for name in ("length", "straight_length", "ratio"):
         if name in made.report and how == "geodesic":
             typer.echo(f"{name.replace('_', ' ')}: {made.report[name]:.4g}")
@@ -188,14 +214,21 @@ def path(
         if difference is not None:
             write_whole(compared.difference, difference)
     else:
-        expression = write_decoded(opened, made, out, genes=chosen, device=device, **options)
+        expression = write_decoded(whole, where, out, n_points=len(made), genes=chosen, device=device, **options)
     table = None
     if genes_table is not None or heatmap is not None or change is not None:
         with notice("what each gene does along the path ..."):
-            table = dynamics.gene_dynamics(opened, made, genes=chosen, **options)
+            table = dynamics.gene_dynamics(whole, where, genes=chosen, **options)
     if genes_table is not None and table is not None:
         write_frame(genes_table, table)
         typer.echo(f"{genes_table}: {len(table):,} rows, a gene each")
+    if refit is not None:
+        with notice("refitting the trends to the counts ..."):
+            times, shares = _ordered(adata, pseudotime, weights, lineages, lineage)
+            options = {name: value for name, value in options.items() if name not in ("n_samples", "max_conditions")}
+            write_whole(
+                refit_trends(opened, made, adata, pseudotime=times, weights=shares, genes=chosen, **options), refit
+            )
     shown = chosen or plots.most_changing(expression, 6)
     if plot is not None:
         behind = {} if start is not None else _observed(adata, pseudotime, weights, lineages, lineage)
@@ -218,6 +251,22 @@ def path(
     if change is not None:
         plots.save(plots.change(table), change)
         typer.echo(f"{change}: fold change against score")
+
+
+def _ordered(
+    adata: Any, pseudotime: str | None, weights: str | None, source: str | None, lineage: list[str] | None
+) -> tuple[Any, Any]:
+    """The pseudotime and the weight of each cell; of several lineages, a column each."""
+    import pandas as pd
+
+    from scdecode.lineages import read_lineages
+
+    found = read_lineages(adata, source or "auto", pseudotime=pseudotime, weights=weights, lineages=lineage)
+    if len(found) == 1:
+        only = next(iter(found.values()))
+        return only.pseudotime_n, only.weight_n
+    columns = [{name: getattr(one, what) for name, one in found.items()} for what in ("pseudotime_n", "weight_n")]
+    return tuple(pd.DataFrame(part, index=adata.obs_names) for part in columns)
 
 
 def _observed(

@@ -9,13 +9,13 @@ from typing import Any
 import typer
 
 
-def write_decoded(model: Any, points: Any, out: Path, **options: Any) -> Any:
+def write_decoded(model: Any, points: Any, out: Path, *, n_points: int | None = None, **options: Any) -> Any:
     """Decode points to a file: tile by tile to .h5ad and .zarr, at once to a table."""
     from scdecode.progress import counting_progress
     from scdecode.tables import write_table
 
     streamed = out if out.suffix in (".h5ad", ".zarr") else None
-    with counting_progress("decoding", _count(points), enabled=True) as add:
+    with counting_progress("decoding", n_points or _count(points), enabled=True) as add:
         expression = model.decode(points, out=streamed, on_tile=add, **options)
     if streamed is None:
         write_table(out, expression)

@@ -219,10 +219,10 @@ def compare(
 
 def _check_libraries(a: Route, b: Route) -> None:
     """Raise :class:`InputError` where one path is of deeper cells: every gene would differ for that alone."""
-    sizes = [np.broadcast_to(route.conditions.library_n, route.time_n.shape) for route in (a, b)]
-    apart = np.flatnonzero(~np.isclose(*sizes, rtol=1e-5, atol=0.0))
+    size_a, size_b = (np.broadcast_to(route.conditions.library_n, route.time_n.shape) for route in (a, b))
+    apart = np.flatnonzero(~np.isclose(size_a, size_b, rtol=1e-5, atol=0.0))
     if len(apart):
-        first, second = (float(size[apart[0]]) for size in sizes)
+        first, second = float(size_a[apart[0]]), float(size_b[apart[0]])
         raise InputError(
             f"library_size: {first:g} came for path_a and {second:g} for path_b, so that each gene differs by the "
             f"library alone by {np.log2(second / first):+.2f} log2; pass one library_size= for both, or "

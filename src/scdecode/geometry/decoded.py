@@ -332,7 +332,8 @@ def map_along(
     """
     own = {} if isinstance(model, ParameterMap) else conditions_of(points)
     given = {name: _constant(own.get(name)) if value is None else value for name, value in said.items()}
-    for name, mapping in (("categorical", categorical), ("continuous", continuous)):
+    pairs: list[tuple[str, Any]] = [("categorical", categorical), ("continuous", continuous)]
+    for name, mapping in pairs:
         one = {key: _constant(value) for key, value in own.get(name, {}).items()}
         if mapping is None or isinstance(mapping, Mapping | pd.DataFrame):
             given[name] = {**one, **({} if mapping is None else mapping)} or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -127,9 +128,11 @@ def runs(flags: np.ndarray) -> list[tuple[int, int]]:
     return [(int(first), int(last) - 1) for first, last in steps.reshape(-1, 2)]
 
 
-def broken(words: str, inches: float) -> str:
-    """A label in two lines, after its first comma, where it is longer than so many inches in letters of 10 points."""
-    return words.replace(", ", ",\n", 1) if 0.085 * len(words) > inches else words
+def wrapped(words: str, inches: float) -> str:
+    """A label in as many lines as it takes for none to be longer than so many inches in letters of 10 points."""
+    return "\n".join(
+        line for part in words.split("\n") for line in textwrap.wrap(part, max(int(inches / 0.075), 12)) or [""]
+    )
 
 
 def edges(x: np.ndarray) -> np.ndarray:

@@ -75,7 +75,8 @@ def compare_paths(
     if not isinstance(paths, Mapping):
         raise InputError(f"paths: {type(paths).__name__} came, a mapping of names to paths was expected")
     said = _conditions(paths, conditions)
-    routes, segments = [], []
+    routes: list[Route] = []
+    segments: list[np.ndarray] = []
     for name, path in paths.items():
         for route in routes_of(model, {name: path}):
             if len(route.z_nk) < 2:

@@ -15,7 +15,7 @@ from scdecode.plot.axes import COLOURS, FAR_WORDS, INK, STYLES
 from scdecode.plot.bands import Band, bands_of, changed
 from scdecode.plot.labels import line_ends
 from scdecode.plot.observed import Observed, bins_of, read_observed
-from scdecode.plot.reading import Line, columns_of, dense, is_line, lines_of, time_label, unit_of
+from scdecode.plot.reading import Line, columns_of, dense, is_before_zeros, is_line, lines_of, time_label, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +39,7 @@ class _Scene:
     observed: Observed | None
     joined: bool  # points are a line
     together: bool  # all genes on the same Axes
+    before_zeros: bool  # of a zero-inflated model, without its zeros
 
     @property
     def by_gene(self) -> bool:
@@ -142,6 +143,7 @@ def trends(
         observed,
         joined=is_line(expression, lines),
         together=len(genes) == 1 or not panels,
+        before_zeros=is_before_zeros(expression),
     )
     x_label, y_label = time_label(expression), f"log1p of {unit}" if log else unit
     return _panels(scene, x_label, y_label, log) if panels else _together(scene, ax, x_label, y_label, log)
@@ -173,7 +175,7 @@ def _panels(scene: _Scene, x_label: str, y_label: str, log: bool) -> Axes:
     n = len(scene.genes)
     across = min(n, 3 if n <= 9 else 4 if n <= 16 else 5)
     down = -(-n // across)
-    size = (0.7 + 2.3 * across, 0.9 + 1.75 * down)
+    size = (0.7 + 2.3 * across, 0.9 + max(1.75 * down, 2.3))
     figure, axes = ax_.grid(down, across, size, sharex=True)
     above = 0.0
     for gene, ax in enumerate(axes[:n]):
@@ -185,8 +187,12 @@ def _panels(scene: _Scene, x_label: str, y_label: str, log: bool) -> Axes:
     for ax in axes[max(0, n - across) : n]:
         ax.tick_params(labelbottom=True)
     figure.supxlabel(x_label, fontsize=10)
-    figure.supylabel(ax_.broken(y_label, size[1] - 0.8), fontsize=10)
-    ax_.key(figure, _keys(scene, above), loc="outside upper left", ncols=min(across, 3) if across != 3 else 2)
+    # beside the axes alone: above them is the key
+    figure.supylabel(ax_.wrapped(y_label, 0.85 * (size[1] - 1.2)), fontsize=10)
+    entries = _keys(scene, above)
+    columns = {1: 1, 2: 1, 3: 2}.get(across, 3)  # of words of up to three inches
+    figure.set_size_inches(size[0], size[1] + 0.17 * max(-(-len(entries) // columns) - 3, 0))
+    ax_.key(figure, entries, loc="outside upper left", ncols=columns)
     return axes[0]
 
 
@@ -308,4 +314,6 @@ def _observed_keys(scene: _Scene, seen: Observed, above: float) -> list[tuple[An
         least, most = min(means), max(means)
         some = f"{least}" if least == most else f"{least}–{most}"
         entries.append((ring, f"mean of {some} cells, ± standard error"))
+    if scene.before_zeros:  # which the cells have, so that their means lie below the line
+        entries.append((Line2D([], [], linestyle="none"), "cells have zeros more: decode quantity='mean' to compare"))
     return entries
