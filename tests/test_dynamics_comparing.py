@@ -235,12 +235,10 @@ def test_what_has_no_trends(model):
 
 def test_deeper_libraries_are_no_change_of_genes(hand):
     path = moving(std=[0.1] * 4)
-    with pytest.raises(
-        InputError, match=r"each gene differs by the library alone by \+1.00 log2; pass one library_size"
-    ):
+    with pytest.raises(InputError, match=r"by the library alone by \+1.00 log2; pass one library_size"):
         compare(hand, path, kwargs_b={"library_size": 2e4})
     own = Line(path.points, path.time, path.spread, {"library_size": np.linspace(100, 200, 30)})
-    with pytest.raises(InputError, match="1e\\+04 came for path_a"):
+    with pytest.raises(InputError, match="10000 came for path_a and 100 for"):
         compare(hand, path, own)
     scale = compare(hand, path, kwargs_b={"library_size": 2e4}, quantity="scale")
     assert (scale.difference_ng == 0).all()

@@ -251,6 +251,7 @@ def test_an_averaged_geodesic_decodes_in_its_conditions(model, ends, batch):
     assert path_length(model, fine, batch="batch_2").length != pytest.approx(fine.length, rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:max_conditions")
 def test_the_search_sees_the_heaviest_conditions_and_the_length_all(full_model):
     z = full_model.get_latent_representation(make_adata())
     found = geodesic(full_model, z[0], z[100], n_knots=2, max_conditions=40)

@@ -346,7 +346,7 @@ def test_the_library_of_cells_is_that_of_all_genes_of_the_model(
             plot.trends(made, "gene_01", cells=cells)
     empty = adata.copy()
     empty.X = np.where(np.arange(300)[:, None] == 3, 0, counts)
-    with pytest.raises(CountsError, match="have no counts in the model's genes .*; leave them out"):
+    with pytest.raises(CountsError, match=r"have no counts in the model's genes .*; leave them out"):
         plot.trends(expression, "gene_01", cells=empty)
 
 

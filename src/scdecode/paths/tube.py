@@ -72,10 +72,12 @@ def tube_around(
     share_n = shares(points, strict=False) if moves else np.linspace(0.0, 1.0, len(points))
     fine_jk = _at(points, share_n, share_j)
     apart_rj = _squared_distances(graph.averaged_rk, fine_jk)
-    nearest = min(max(_NEAREST, round(_NEAREST_SHARE * n_cells)), n_cells) - 1
+    own_r = apart_rj.argmin(axis=1)
+    # of a short path among many cells, most are beyond its ends and say nothing of what is near it
+    n_beside = int(((own_r > 0) & (own_r < _FINE - 1)).sum())
+    nearest = min(max(_NEAREST, round(_NEAREST_SHARE * n_beside)), n_cells) - 1
     near_j = np.sqrt(np.partition(apart_rj, nearest, axis=0)[nearest])
     near_j = np.maximum(near_j, 1e-6 * max(near_j.max(), 1e-12))  # many cells may be in one place
-    own_r = apart_rj.argmin(axis=1)
     counts_r = np.exp(-0.5 * apart_rj[np.arange(n_cells), own_r] / near_j[own_r] ** 2)
     kernel_nj = np.exp(-0.5 * ((share_n[:, None] - share_j) / _REACH) ** 2)
     residual_rk = graph.latent_rk - fine_jk[own_r]

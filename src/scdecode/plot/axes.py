@@ -131,7 +131,7 @@ def runs(flags: np.ndarray) -> list[tuple[int, int]]:
 def wrapped(words: str, inches: float) -> str:
     """A label in as many lines as it takes for none to be longer than so many inches in letters of 10 points."""
     return "\n".join(
-        line for part in words.split("\n") for line in textwrap.wrap(part, max(int(inches / 0.075), 12)) or [""]
+        line for part in words.split("\n") for line in textwrap.wrap(part, max(int(inches / 0.072), 12)) or [""]
     )
 
 

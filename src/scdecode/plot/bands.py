@@ -75,7 +75,9 @@ def _cells(expression: AnnData, columns: Any, values_ng: np.ndarray) -> Band:
     if "q05" not in expression.layers or "q95" not in expression.layers:
         return _deviation(expression, columns, values_ng, "cells", 0.22)
     low, high = (dense(expression.layers[name], columns) for name in ("q05", "q95"))
-    return Band(low, high, f"5–95 % of {_WORDS['cells']}", 0.16)
+    # a refit has the band of the trend itself in the same layers
+    words = expression.uns["scdecode"].get("band") or f"5–95 % of {_WORDS['cells']}"
+    return Band(low, high, str(words), 0.16)
 
 
 def _deviation(expression: AnnData, columns: Any, values_ng: np.ndarray, part: str, alpha: float) -> Band:

@@ -187,11 +187,14 @@ def _panels(scene: _Scene, x_label: str, y_label: str, log: bool) -> Axes:
     for ax in axes[max(0, n - across) : n]:
         ax.tick_params(labelbottom=True)
     figure.supxlabel(x_label, fontsize=10)
-    # beside the axes alone: above them is the key
-    figure.supylabel(ax_.wrapped(y_label, 0.85 * (size[1] - 1.2)), fontsize=10)
     entries = _keys(scene, above)
     columns = {1: 1, 2: 1, 3: 2}.get(across, 3)  # of words of up to three inches
-    figure.set_size_inches(size[0], size[1] + 0.17 * max(-(-len(entries) // columns) - 3, 0))
+    rows = -(-len(entries) // columns)
+    height = size[1] + 0.17 * max(rows - 3, 0)
+    figure.set_size_inches(size[0], height)
+    # beside the axes alone: above them is the key, of as many inches
+    middle = (0.5 + height - 0.15 * rows - 0.3) / 2
+    figure.supylabel(ax_.wrapped(y_label, size[1] - 1.3), fontsize=10, y=middle / height)
     ax_.key(figure, entries, loc="outside upper left", ncols=columns)
     return axes[0]
 
@@ -315,5 +318,5 @@ def _observed_keys(scene: _Scene, seen: Observed, above: float) -> list[tuple[An
         some = f"{least}" if least == most else f"{least}–{most}"
         entries.append((ring, f"mean of {some} cells, ± standard error"))
     if scene.before_zeros:  # which the cells have, so that their means lie below the line
-        entries.append((Line2D([], [], linestyle="none"), "cells have zeros more: decode quantity='mean' to compare"))
+        entries.append((Line2D([], [], linestyle="none"), "cells have more zeros: decode quantity='mean' to compare"))
     return entries
