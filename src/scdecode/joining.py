@@ -89,7 +89,8 @@ def join(
         raise InputError(unknown_name("how", how, WAYS, "ways"))
     k = model.config.n_latent
     if how == "linear":
-        tube = spread and all(len(cells) > k for cells in places)
+        # copies of a cell tell no covariance
+        tube = spread and all(len(np.unique(cells.z_nk.numpy(), axis=0)) > k for cells in places)
         # a spread is around the mean of the cells; a bare line runs where cells are, from medoid to medoid
         corners = np.stack([_mean(cells) if tube else _medoid(cells) for cells in places])
         points, time, at = _polyline(corners, n_points)
