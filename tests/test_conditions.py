@@ -590,10 +590,10 @@ def test_covariates_that_are_named_as_our_columns(tmp_path):
 def test_our_columns_are_those_of_a_result(full_model):
     z = full_model.reference_latents()
     first, second, *_ = np.argsort(full_model.support(z), kind="stable")
-    path = sd.Trajectory.between(full_model, z[first], z[second], n_points=2)
+    path = sd.Trajectory.from_points(np.stack([z[[first, second]]] * 2), lineages=["a", "b"])
     obs = full_model.decode(path, quantity="counts", n_samples=2).obs
     conditions = {"batch", "sex", "chem", "age", "pct"}
-    assert set(obs.columns) - conditions | {"weight", "reference_cell"} == set(OUR_COLUMNS)
+    assert set(obs.columns) - conditions | {"weight", "reference_cell", "condition"} == set(OUR_COLUMNS)
 
 
 def test_names_that_are_no_names_of_ours_stay():

@@ -14,7 +14,7 @@ from anndata import AnnData
 from scdecode.decoding import QUANTILES, draw_tiles, noise_of_counting, summary
 from scdecode.devices import choose_device
 from scdecode.errors import ConditionWarning, InputError, SupportWarning, listing, unknown_name, warn
-from scdecode.expression import Asked, prepare
+from scdecode.expression import Asked, joined, prepare
 from scdecode.model import SCVI
 from scdecode.path_inputs import CONDITIONS
 from scdecode.pseudocounts import PSEUDOCOUNT, pseudocounts
@@ -183,7 +183,7 @@ def _warn_of_others(model: SCVI, over: Any, shared: Mapping[str, Any]) -> None:
     if not isinstance(over, str):
         return
     conditions = {"batch": model.schema.batch} | {category.key: category for category in model.schema.categorical}
-    given = {"batch": shared.get("batch"), **(shared.get("categorical") or {})}
+    given = joined({"batch": shared.get("batch")}, shared.get("categorical"))
     left = [
         name
         for name, category in conditions.items()
@@ -202,7 +202,7 @@ def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
     merged = {**shared, **own}
     for name in ("categorical", "continuous"):
         if name in shared and name in own:
-            merged[name] = {**(shared[name] or {}), **own[name]}
+            merged[name] = joined(shared[name], own[name])
     return merged
 
 

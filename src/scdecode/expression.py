@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from torch import Tensor
@@ -208,8 +209,7 @@ def prepare(
         own.get(name) if given is None else given
         for name, given in (("batch", batch), ("labels", labels), ("library_size", library_size))
     )
-    categorical = {**own.get("categorical", {}), **(categorical or {})}
-    continuous = {**own.get("continuous", {}), **(continuous or {})}
+    categorical, continuous = joined(own.get("categorical"), categorical), joined(own.get("continuous"), continuous)
     read = read_points(
         points,
         model.config.n_latent,
@@ -246,6 +246,13 @@ def prepare(
         _warn_of_support(support_n)
     frame = make_frame(model.schema, read, conditions, request, support_n, model.config.gene_likelihood)
     return Asked(read, conditions, request, frame)
+
+
+def joined(own: Any, given: Any) -> Any:
+    """Covariates of a path, and those given, which go first; what is no mapping is left to whoever reads it."""
+    if own is None or given is None:
+        return own if given is None else given
+    return {**own, **given} if isinstance(given, Mapping | pd.DataFrame) else given
 
 
 def distribution(
