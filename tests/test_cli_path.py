@@ -312,3 +312,58 @@ def test_help_names_every_option(capsys):
         assert f"{option} " in told, option
     for word in ("linear", "graph", "geodesic", "palantir", "cellrank", "dpt", "paga", "scvelo", "slingshot"):
         assert word in told
+
+
+@pytest.mark.filterwarnings("ignore:pseudotime")
+def test_observed_cells_with_more_genes_than_the_model(place, cells, tmp_path):
+    """They are divided by their counts in the model's genes, whichever genes are drawn."""
+    counts = cells.layers["counts"]
+    extra = ad.AnnData(
+        counts[:, :5], cells.obs[[]], pd.DataFrame(index=list("abcde")), layers={"counts": counts[:, :5]}
+    )
+    more = ad.concat([cells, extra], axis=1)
+    more.obs = cells.obs
+    more.write_h5ad(tmp_path / "more.h5ad")
+    genes = ",".join(cells.var_names[:2])
+    words = (*SAID, "--pseudotime", "pseudotime", "--genes", genes, "--out", tmp_path / "p.h5ad")
+    assert run("path", place / "model", tmp_path / "more.h5ad", *words, "--plot", tmp_path / "p.png") == 0
+    assert (tmp_path / "p.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.filterwarnings("ignore:pseudotime")
+def test_trends_refitted_to_the_counts(place, model, cells, tmp_path):
+    refitted = tmp_path / "r.h5ad"
+    words = (*SAID, "--pseudotime", "pseudotime", "--weights", "weight", "--n-points", "9")
+    assert path(place, *words, "--out", tmp_path / "p.h5ad", "--refit", refitted, "--plot", tmp_path / "p.png") == 0
+    made = sd.Trajectory.from_lineages(model, cells, pseudotime="pseudotime", weights="weight", n_points=9)
+    expected = sd.refit(model, made, cells, pseudotime="pseudotime", weights="weight", **AS_SAID, library_size=None)
+    np.testing.assert_allclose(ad.read_h5ad(refitted).X, expected.X, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:pseudotime")
+def test_several_models(place, model, cells, tmp_path):
+    words = (*SAID, "--pseudotime", "pseudotime", "--n-points", "9", "--out", tmp_path / "p.h5ad")
+    assert path(place, *words, "--also", place / "model", "--genes-table", tmp_path / "g.csv") == 0
+    written = ad.read_h5ad(tmp_path / "p.h5ad")
+    np.testing.assert_allclose(written.layers["std_models"], 0, atol=1e-6)  # twice the same
+    made = sd.Trajectory.from_lineages(model, cells, pseudotime="pseudotime", n_points=9)
+    np.testing.assert_allclose(written.X, decoded(model, made).X, rtol=1e-5)
+    assert "std_models" in pd.read_csv(tmp_path / "g.csv").columns
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--also", "model", "--over", "batch"), "--also: several models came with --over"),
+        ((*ENDS, "--refit", "r.h5ad"), "--refit: it came with --from"),
+        (("--pseudotime", "pseudotime", "--how", "graph"), "--how: 'graph' came with --pseudotime"),
+        (("--pseudotime", "pseudotime", "--over", "batch", "--batch", "batch_1"), "--over: 'batch' came with a value"),
+    ],
+)
+def test_what_does_not_go_together(place, tmp_path, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    if words[0] == "--also":
+        words = (*words, "--pseudotime", "pseudotime")
+    assert path(place, *words, "--out", "p.h5ad") == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -231,10 +231,8 @@ def path(
             )
     shown = chosen or plots.most_changing(expression, 6)
     if plot is not None:
-        behind = {} if start is not None else _observed(adata, pseudotime, weights, lineages, lineage)
-        plots.save(
-            plots.trends(expression, shown, **behind, layer=opened.schema.columns.layer if behind else None), plot
-        )
+        behind = {} if start is not None else _observed(opened, adata, pseudotime, weights, lineages, lineage)
+        plots.save(plots.trends(expression, shown, **behind), plot)
         typer.echo(f"{plot}: trends")
     if heatmap is not None:
         first = None if made.lineages is None else made.lineages[0]
@@ -270,7 +268,12 @@ def _ordered(
 
 
 def _observed(
-    adata: Any, pseudotime: str | None, weights: str | None, source: str | None, lineage: list[str] | None
+    model: Any,
+    adata: Any,
+    pseudotime: str | None,
+    weights: str | None,
+    source: str | None,
+    lineage: list[str] | None,
 ) -> dict[str, Any]:
     """The cells of the lineages, their times and lineages: those that weigh at least half of what the heaviest does."""
     import numpy as np
@@ -282,7 +285,14 @@ def _observed(
     own_n = weight_nl.argmax(axis=1)
     members = weight_nl.max(axis=1) >= 0.5
     time_n = np.stack([one.pseudotime_n for one in found.values()], axis=1)[np.arange(len(own_n)), own_n]
-    shown = {"cells": adata[members], "time": time_n[members]}
+    cells, columns = adata[members], model.schema.columns
+    shown = {"cells": cells, "time": time_n[members], "layer": columns.layer}
+    if columns.size_factor_key is None:  # there may be more genes than the model has
+        own = cells[:, list(model.schema.genes)]
+        shown["library_size"] = np.asarray((own.X if columns.layer is None else own.layers[columns.layer]).sum(axis=1))
+        shown["library_size"] = shown["library_size"].reshape(-1)
+    else:
+        shown["library_size"] = columns.size_factor_key
     if len(found) > 1:
         shown["lineage"] = np.asarray(list(found))[own_n[members]]
     return shown
