@@ -24,7 +24,7 @@ from scdecode.reference import Reference
 WAYS = ("linear", "graph", "geodesic")
 """How a path gets from one end to the other."""
 
-_FINE = 50
+_FINE = 50  # points of each stretch of a geodesic through waypoints, and of the paths that searches start from
 DRAWS = 16
 """Of each cell's posterior, where the variance of its softmax is wanted."""
 
