@@ -44,7 +44,7 @@ bench: $(PEER_VENV)/.installed  ## speed and memory beside scvi-tools, as ratios
 	$(PEER_VENV)/bin/python benchmarks/run.py $(ARGS)
 
 coverage: $(VENV)/.installed  ## the tests, with the lines that none of them reaches
-	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST) -n $(WORKERS) --ignore=tests/peer --cov tests $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST) -n $(WORKERS) --ignore=tests/peer --cov=scdecode tests $(ARGS)
 
 build: $(VENV)/.installed  ## wheel and sdist in dist/, and an import from the wheel
 	rm -rf dist
