@@ -242,3 +242,29 @@ def test_other_covariates_that_are_left_open_are_said(full_model, path):
         warnings.simplefilter("error", ConditionWarning)
         warnings.filterwarnings("ignore", message="conditions")  # combinations never seen together
         counterfactual(full_model, path, "batch", categorical=given, **SHARED)
+
+
+@pytest.mark.parametrize(
+    ("over", "levels", "message"),
+    [
+        ("batch", "batch_1", "levels: 'batch_1' came, a list"),
+        (["batch"], None, "over: ['batch'] came, a name or a mapping"),
+    ],
+)
+def test_what_names_no_conditions(full_model, path, over, levels, message):
+    with pytest.raises(InputError) as error:
+        counterfactual(full_model, path, over, levels=levels, **SHARED)
+    assert str(error.value).startswith(message)
+
+
+def test_an_ensemble_is_no_model(model):
+    z = model.reference_latents()[:3]
+    with pytest.raises(InputError, match=r"^model: Ensemble came, one model was expected"):
+        counterfactual(sd.Ensemble([model, model]), z, "batch")
+
+
+def test_the_batch_by_the_name_of_its_column(full_model, path):
+    by_name, by_column = (
+        counterfactual(full_model, path, over, **SHARED) for over in ("batch", full_model.schema.batch.key)
+    )
+    np.testing.assert_array_equal(by_name.difference.X, by_column.difference.X)

@@ -237,3 +237,23 @@ def test_a_path_beside_points_without_a_time(ensemble, models, paths, cells, fir
 def test_an_argument_that_there_is_not(ensemble, paths):
     with pytest.raises(InputError, match="transform_batch"):
         ensemble.decode(paths, transform_batch="batch_1")
+
+
+def test_models_that_were_set_up_otherwise(model):
+    """The same arguments of decode would mean other things to them."""
+    adata = make_adata()
+    fewer = make_model(adata[adata.obs["batch"] != "batch_3"].copy(), epochs=1)
+    with pytest.raises(InputError, match=r"^models: batch of model 1 is .*'batch_2'\)\), of model 0 .*'batch_3'"):
+        sd.Ensemble([model, fewer])
+    sized = make_model(make_adata(), setup={"batch_key": "batch", "size_factor_key": "size_factor"}, epochs=1)
+    with pytest.raises(InputError, match=r"^models: size factor of model 1 is True, of model 0 False"):
+        sd.Ensemble([model, sized])
+    with pytest.raises(InputError, match=r"^models: \['SCVI', 'str'\] came"):
+        sd.Ensemble([model, "model/"])
+
+
+def test_paths_in_other_conditions(model):
+    z = model.reference_latents()[:2]
+    paths = [sd.Trajectory.from_points(z, batch=name) for name in ("batch_1", "batch_2")]
+    with pytest.raises(PointsError, match=r"^points: 'batch' of the path of model 1 is not that of model 0"):
+        sd.Ensemble([model, model]).decode(paths)

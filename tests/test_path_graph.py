@@ -7,6 +7,7 @@ import pytest
 from scipy.spatial import cKDTree
 
 from scdecode.errors import ConfigError, PointsError
+from scdecode.paths import graph
 from scdecode.paths.graph import Track, make_cell_graph, shortest_track, track_through
 
 
@@ -173,3 +174,13 @@ def test_options_are_checked(cells):
     for options in ({"n_points": 1}, {"n_neighbours": 0}, {"smooth": -0.1}):
         with pytest.raises(ConfigError, match=next(iter(options))):
             shortest_track(z, z[0], z[1], **options)
+
+
+def test_neighbours_in_many_dimensions_are_those_of_the_tree(monkeypatch):
+    """All distances or a tree, whichever is faster: the same cells."""
+    cells = np.random.default_rng(0).normal(size=(700, 14)) + 100
+    found = make_cell_graph(cells)
+    monkeypatch.setattr(graph, "_TREE_DIMENSIONS", 14)
+    by_tree = make_cell_graph(cells)
+    np.testing.assert_array_equal(np.sort(found.neighbours_rj), np.sort(by_tree.neighbours_rj))
+    np.testing.assert_allclose(found.averaged_rk, by_tree.averaged_rk)
