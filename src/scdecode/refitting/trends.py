@@ -121,8 +121,8 @@ def refit(
     the cells' states around the path, times a factor (``scatter`` in ``uns``) by which the counts of the median gene
     scatter as they do.
 
-    In the benchmark of simulated branches, 2,000 cells x 1,000 genes, the band covers 89 to 91 % of the true trends,
-    averaged over genes and times; of genes below a count in a hundred cells, 82 to 85 %.
+    In the benchmark of simulated branches, 2,000 cells x 1,000 genes, the band covers 87 to 91 % of the true trends,
+    averaged over genes and times (``benchmarks/truth.md``); of genes below a count in 130 cells, 82 to 84 %.
     """
     check_integer("n_bins", n_bins, minimum=2)
     check_integer("n_courses", n_courses, minimum=1)
