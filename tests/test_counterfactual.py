@@ -268,3 +268,21 @@ def test_the_batch_by_the_name_of_its_column(full_model, path):
         counterfactual(full_model, path, over, **SHARED) for over in ("batch", full_model.schema.batch.key)
     )
     np.testing.assert_array_equal(by_name.difference.X, by_column.difference.X)
+
+
+def test_a_value_for_what_changes_is_not_ignored(full_model, path):
+    for over, said in (("batch", {"batch": "batch_1"}), ("sex", {"categorical": {"sex": "F"}})):
+        with pytest.raises(InputError, match=rf"^over: '{over}' came with a value of its own; .* levels="):
+            counterfactual(full_model, path, over, **{**SHARED, **said})
+
+
+@pytest.mark.filterwarnings("default:over")
+def test_covariates_that_the_path_brings_are_not_left_open(full_model):
+    z = full_model.reference_latents()
+    own = {category.key: category.names[0] for category in full_model.schema.categorical}
+    brought = sd.Trajectory.between(full_model, z[0], z[1], n_points=N, categorical=own)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConditionWarning)
+        warnings.filterwarnings("ignore", message="conditions")  # combinations never seen together
+        found = counterfactual(full_model, brought, "batch", **SHARED)
+    assert set(found.expression.obs["sex"]) == {own["sex"]}

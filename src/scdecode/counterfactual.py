@@ -17,6 +17,7 @@ from scdecode.errors import ConditionWarning, InputError, SupportWarning, listin
 from scdecode.expression import Asked, joined, prepare
 from scdecode.model import SCVI
 from scdecode.path_inputs import CONDITIONS
+from scdecode.points import conditions_of
 from scdecode.pseudocounts import PSEUDOCOUNT, pseudocounts
 
 
@@ -89,7 +90,7 @@ def counterfactual(
     baseline = names[0] if baseline is None else baseline
     if baseline not in names:
         raise InputError(unknown_name("baseline", baseline, names, "conditions"))
-    _warn_of_others(model, over, arguments)
+    _warn_of_others(model, over, points, arguments)
     asked: dict[str, Asked] = {}
     for name, own in asked_for.items():
         with warnings.catch_warnings():
@@ -170,6 +171,9 @@ def _arguments(
             raise InputError(unknown_name("over", over, known, "conditions of the model"))
         if isinstance(levels, str):
             raise InputError(f"levels: {levels!r} came, a list of two or more was expected")
+        covariates = shared.get("categorical")
+        if shared.get(over) is not None or (covariates is not None and over in covariates):
+            raise InputError(f"over: {over!r} came with a value of its own; say which of its levels by levels=[...]")
         names = list(known[over].names) if levels is None else list(levels)
         own = {name: {over: name} if over in ("batch", "labels") else {"categorical": {over: name}} for name in names}
         found = {str(name): _merged(shared, own[name]) for name in names}
@@ -178,12 +182,14 @@ def _arguments(
     return found
 
 
-def _warn_of_others(model: SCVI, over: Any, shared: Mapping[str, Any]) -> None:
+def _warn_of_others(model: SCVI, over: Any, points: Any, shared: Mapping[str, Any]) -> None:
     """What is left open is averaged as it occurs within each level, and its differences are counted in."""
     if not isinstance(over, str):
         return
     conditions = {"batch": model.schema.batch} | {category.key: category for category in model.schema.categorical}
-    given = joined({"batch": shared.get("batch")}, shared.get("categorical"))
+    own = conditions_of(points)
+    batch = own.get("batch") if shared.get("batch") is None else shared["batch"]
+    given = joined({"batch": batch}, joined(own.get("categorical"), shared.get("categorical")))
     left = [
         name
         for name, category in conditions.items()

@@ -13,7 +13,7 @@ import torch
 from anndata import AnnData
 from torch.distributions import Normal
 
-from scdecode.errors import InputError, PointsError, SupportWarning, unknown_name, warn
+from scdecode.errors import InputError, PointsError, SupportWarning, warn
 from scdecode.geometry import geodesic
 from scdecode.model import SCVI
 from scdecode.paths.graph import CellGraph, make_cell_graph, track_through
@@ -30,7 +30,7 @@ DRAWS = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Track:
+class Joined:
     """Points in order, and what is known of how they were found."""
 
     points_nk: np.ndarray
@@ -68,7 +68,7 @@ def join(
     spread: bool,
     n_neighbours: int,
     conditions: Mapping[str, Any],
-) -> Track:
+) -> Joined:
     """A path through places, in order.
 
     Parameters
@@ -85,8 +85,6 @@ def join(
     conditions
         Arguments of decode, in which a geodesic is one.
     """
-    if how not in WAYS:
-        raise InputError(unknown_name("how", how, WAYS, "ways"))
     k = model.config.n_latent
     if how == "linear":
         # copies of a cell tell no covariance
@@ -97,14 +95,14 @@ def join(
         if tube:
             own = np.stack([_covariance(cells) for cells in places]).reshape(len(places), -1)
             spreads = np.stack([np.interp(time, at, column) for column in own.T], axis=1).reshape(-1, k, k)
-            return Track(points, time, spreads)
-        return Track(points, time, _found(model, points) if spread else None)
+            return Joined(points, time, spreads)
+        return Joined(points, time, _found(model, points) if spread else None)
     stops = [_medoid(cells) for cells in places]
     if how == "graph":
         graph = cell_graph(_reference(model, how), n_neighbours)
         track = track_through(graph, np.stack(stops), n_points)
         report = {"length": track.length, "straight_length": track.straight_length, "cells": track.cells}
-        return Track(track.points_nk, track.time_n, _spread(model, track.points_nk, graph) if spread else None, report)
+        return Joined(track.points_nk, track.time_n, _spread(model, track.points_nk, graph) if spread else None, report)
     return _geodesics(model, stops, n_points, n_neighbours, spread, conditions)
 
 
@@ -115,7 +113,7 @@ def _geodesics(
     n_neighbours: int,
     spread: bool,
     conditions: Mapping[str, Any],
-) -> Track:
+) -> Joined:
     """Geodesics from stop to stop, points spaced by the length in the decoder's metric."""
     each = n_points if len(stops) == 2 else max(n_points, _FINE)  # of waypoints the whole is spaced anew
     parts = []
@@ -141,7 +139,7 @@ def _geodesics(
             "converged": all(part.converged for part in parts),
             "parts": [part.report for part in parts],
         }
-    return Track(points, wanted, _found(model, points) if spread else None, report)
+    return Joined(points, wanted, _found(model, points) if spread else None, report)
 
 
 def around_points(model: SCVI, paths: Sequence[np.ndarray]) -> np.ndarray | None:

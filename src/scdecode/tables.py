@@ -100,10 +100,7 @@ def write_table(path: str | Path, expression: AnnData) -> None:
     OutputError
         Where it cannot be written.
     """
-    path = Path(path)
-    check_ending(path, tuple(_SEPARATORS))
-    with replacing(path) as temporary:
-        to_table(expression).to_csv(temporary, sep=_SEPARATORS[path.suffix], index_label="point")
+    write_frame(path, to_table(expression).rename_axis(index="point"))
 
 
 def write_frame(path: str | Path, table: pd.DataFrame) -> None:

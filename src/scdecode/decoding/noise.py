@@ -7,6 +7,8 @@ over, a cell is of any of them, and how far their means are apart is part of ``V
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ _BYTES = 16 * 2**20  # of the parameters of some draws
 @torch.no_grad()
 def count_noise(
     vae: VAE,
-    z: Tensor,
+    drawn: Callable[[], Tensor],
     conditions: Conditions,
     rows: slice,
     quantity: str,
@@ -36,15 +38,15 @@ def count_noise(
 
     Parameters
     ----------
-    z
-        Draws, ``(draws, n, k)``, more even than chance from the first on; or the points, ``(n, k)``.
+    drawn
+        Gives the draws, ``(draws, n, k)``, more even than chance from the first on, where no closed form does without.
     quantity
         ``"rate"``: of counts before zero inflation; ``"mean"``: after it.
     mean_ng, std_ng
         Mean and standard deviation of the rate over the draws, which tell the noise where the model has no zero
         inflation and one combination of conditions: mu + (mean^2 + std^2) / theta for the negative binomial.
     """
-    config, device = vae.config, z.device
+    config, device = vae.config, next(vae.parameters()).device
     kind = "nb" if config.gene_likelihood == "zinb" and quantity == "rate" else config.gene_likelihood
     if conditions.n_slots == 1:
         if kind == "poisson":
@@ -56,8 +58,7 @@ def count_noise(
             theta = NegativeBinomial(log_theta, log_theta).theta.cpu().numpy()  # kept within its bounds
             square = mean_ng.astype(np.float64) ** 2 + (0.0 if std_ng is None else std_ng.astype(np.float64) ** 2)
             return np.sqrt(mean_ng + square / theta).astype(np.float32)
-    draws = z if z.dim() == 3 else z.unsqueeze(0)
-    draws = draws[: max(_FEWEST, _EVALUATIONS // conditions.n_slots)]
+    draws = drawn()[: max(_FEWEST, _EVALUATIONS // conditions.n_slots)]
     log_library = library_sizes(conditions, rows, device).log()
     total = torch.zeros(mean_ng.shape, device=device)
     for some in draws.split(max(1, _BYTES // (4 * mean_ng.size))):

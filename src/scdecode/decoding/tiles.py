@@ -108,13 +108,16 @@ def noise_of_counting(vae: VAE, points: Points, conditions: Conditions, request:
     device = next(vae.parameters()).device
     rows = slice(tile.start, tile.stop)
     genes = None if request.genes is None else torch.tensor(request.genes, device=device)
-    z = points.z_nk[rows]
-    if request.n_samples is not None:
-        z = draw(points, rows, even_normals(request.n_samples, z.shape[1], request.seed).unsqueeze(1))
+
+    def drawn() -> Tensor:
+        """The draws again, which most likelihoods need not be asked for."""
+        if request.n_samples is None:
+            return points.z_nk[rows].unsqueeze(0).to(device)
+        noise = even_normals(request.n_samples, points.z_nk.shape[1], request.seed)
+        return draw(points, rows, noise.unsqueeze(1)).to(device)
+
     with evaluating(vae):
-        return count_noise(
-            vae, z.to(device), conditions, rows, request.quantity, genes, tile.values, tile.layers.get("std")
-        )
+        return count_noise(vae, drawn, conditions, rows, request.quantity, genes, tile.values, tile.layers.get("std"))
 
 
 def _rows(n_points: int, size: int) -> Iterator[slice]:
