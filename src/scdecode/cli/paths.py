@@ -156,21 +156,15 @@ def path(
     from scdecode.tables import check_ending, write_frame
 
     check_result(out, overwrite)
-    pictures = [picture for picture in (plot, heatmap, latent, change) if picture is not None]
-    if pictures:
+    pictures, tables = (plot, heatmap, latent, change), (".csv", ".tsv")
+    if any(pictures):
         plots.check_matplotlib()
-    for picture in pictures:
-        check_ending(picture, plots.PICTURES)
-        check_free(picture, overwrite)
-    if genes_table is not None:
-        check_ending(genes_table, (".csv", ".tsv"))
-        check_free(genes_table, overwrite)
-    if refit is not None:
-        check_ending(refit, (".h5ad", ".csv", ".tsv"))
-        check_free(refit, overwrite)
-    if difference is not None:
-        check_ending(difference, (".h5ad", ".csv", ".tsv"))
-        check_free(difference, overwrite)
+    wanted: list[tuple[Path | None, tuple[str, ...]]] = [(picture, plots.PICTURES) for picture in pictures]
+    wanted += [(genes_table, tables), (refit, (".h5ad", *tables)), (difference, (".h5ad", *tables))]
+    for target, endings in wanted:
+        if target is not None:
+            check_ending(target, endings)
+            check_free(target, overwrite)
     _check_options(over, levels, difference, (genes_table, heatmap, change), out, quantity)
     opened, adata = load(model), open_anndata(cells)
     asked = conditions(batch, labels, categorical, continuous, library_size)
