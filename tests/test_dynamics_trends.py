@@ -14,7 +14,6 @@ from scdecode.dynamics import trends
 from scdecode.dynamics.routes import read_routes
 from scdecode.dynamics.trends import walk
 from scdecode.errors import ConditionError, ConfigError, InputError, PointsError
-from scdecode.vae import evaluating
 
 pytestmark = pytest.mark.filterwarnings("ignore::scdecode.errors.SupportWarning")
 
@@ -37,10 +36,9 @@ def double_means(model, route, times):
             z = z.clamp(min=0)
             z = z / z.sum(-1, keepdim=True)
     genes = None if route.plan.genes is None else route.plan.genes
-    with evaluating(vae):
-        # the covariates are float32
-        vae.conditioned = lambda x, codes, continuous, f=vae.conditioned: f(x, codes, continuous.double())
-        return averaged(vae, z, route.conditions, slice(0, n), route.quantity, genes).mean(0).numpy()
+    # the covariates are float32
+    vae.conditioned = lambda x, codes, continuous, f=vae.conditioned: f(x, codes, continuous.double())
+    return averaged(vae, z, route.conditions, slice(0, n), route.quantity, genes).mean(0).numpy()
 
 
 MODELS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,18 +14,23 @@ from anndata import AnnData
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from scdecode._utils.inference import inference_on
 from scdecode.cells import UNREAD, Cells, check_cells, check_rows, check_unchanged, read_cells
 from scdecode.config import ModelConfig
-from scdecode.devices import choose_device, seeded
+from scdecode.devices import choose_device
+from scdecode.draws import draw_normal, make_generator
 from scdecode.encoding import BATCH_SIZE, encode_sparse, stays_sparse
 from scdecode.errors import ConditionError, CountsWarning, InputError, check_integer, listing, unknown_name, warn
 from scdecode.minibatches import Minibatch, gather, rows_of
 from scdecode.schema import Schema
 from scdecode.training import Network
-from scdecode.vae import VAE, evaluating
+from scdecode.vae import VAE
 
 TILE_BYTES = 4 * 2**20
 """Of the expression that is computed at once, if a row of it is not larger: so much fits the processor's cache."""
+
+
+AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
 
 
 class OnCells(Protocol):
@@ -64,15 +69,17 @@ class Latents:
     log_library_n1: Tensor  # of the total count or the size factor; the mean of a learned one
     library_sd_n1: Tensor | None  # of a learned library size
 
-    def draw(self, vae: VAE, n_samples: int, rows: np.ndarray | slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Latent points ``(draws, rows, k)`` and log library sizes ``(draws or 1, rows, 1)``, as torch draws them."""
+    def draw(
+        self, vae: VAE, n_samples: int, generator: torch.Generator, rows: np.ndarray | slice = slice(None)
+    ) -> tuple[Tensor, Tensor]:
+        """Draw latent points ``(draws, rows, k)`` and log library sizes ``(draws or 1, rows, 1)``, on the CPU."""
         posterior = Normal(self.z.loc[rows], self.z.scale[rows], validate_args=False)
-        latent = vae.to_latent(posterior.sample(torch.Size((n_samples,))))
+        latent = vae.to_latent(draw_normal(posterior, generator, n_samples))
         log_library = self.log_library_n1[rows]
         if self.library_sd_n1 is None:
             return latent, log_library.unsqueeze(0)
         library = Normal(log_library, self.library_sd_n1[rows], validate_args=False)
-        return latent, library.sample(torch.Size((n_samples,)))
+        return latent, draw_normal(library, generator, n_samples)
 
 
 def cells_for(model: OnCells, adata: AnnData | None, indices: Any, *, need_conditions: bool) -> Cells:
@@ -183,17 +190,27 @@ def gene_positions(schema: Schema, gene_list: Any) -> np.ndarray | None:
     return np.sort([schema.gene_codes[name] for name in names if name in schema.gene_codes])
 
 
+@dataclass(frozen=True, eq=False)
+class Computing(Generic[AnyNetwork]):
+    """What a computation on cells needs: a network at rest, where it is, and random numbers there."""
+
+    network: AnyNetwork
+    device: torch.device
+    generator: torch.Generator
+
+    @property
+    def cpu_generator(self) -> torch.Generator:
+        """Generator of what is drawn on the CPU."""
+        return self.generator if self.device.type == "cpu" else make_generator(self.generator.initial_seed())
+
+
 @contextmanager
-def computing(network: nn.Module, device: str, seed: int) -> Iterator[torch.device]:
-    """A network in evaluation mode on a device, without gradients, with seeded draws; afterwards all is as before."""
+def computing(network: AnyNetwork, device: str, seed: int) -> Iterator[Computing[AnyNetwork]]:
+    """A network in evaluation mode on a device with seeded draws; within, there are no gradients."""
     check_integer("seed", seed, minimum=0)
-    home, there = next(network.parameters()).device, choose_device(device)
-    network.to(there)
-    try:
-        with torch.inference_mode(), evaluating(network), seeded(seed, there):
-            yield there
-    finally:
-        network.to(home)
+    there = choose_device(device)
+    with torch.no_grad():
+        yield Computing(inference_on(network, there), there, make_generator(int(seed), there))
 
 
 def minibatches_of(cells: Cells, batch_size: int | None, device: torch.device) -> Iterator[Minibatch]:

@@ -24,6 +24,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import cross_entropy, log_softmax
 
 from scdecode.config import ClassifierConfig, ModelConfig
+from scdecode.draws import draw_normal
 from scdecode.minibatches import Minibatch, SparseMinibatch
 from scdecode.networks import MLP, Encoder
 from scdecode.vae import VAE
@@ -72,9 +73,9 @@ class Classifier(nn.Module):
         self.mlp = mlp
         self.logits = nn.Linear(n_in, n_classes)
 
-    def forward(self, latent: Tensor) -> Tensor:
-        """Map ``latent`` (..., k) to (..., n_classes)."""
-        return self.logits(latent if self.mlp is None else self.mlp(latent))
+    def forward(self, latent: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Map ``latent`` (..., k) to (..., n_classes); ``generator`` draws what dropout keeps in training."""
+        return self.logits(latent if self.mlp is None else self.mlp(latent, None, generator))
 
 
 class LatentDecoder(nn.Module):
@@ -138,13 +139,15 @@ class Classification(nn.Module):
         """q(y | z1): the probability of each class at latent points ``(..., k)``, ``(..., n_classes)``."""
         return torch.softmax(self.classifier(latent), dim=-1)
 
-    def answers(self, latent: Tensor, class_n: Tensor) -> Answers:
+    def answers(self, latent: Tensor, class_n: Tensor, generator: torch.Generator | None = None) -> Answers:
         """The classifier's answers at latent points ``(n, k)`` of cells of the classes ``class_n`` (n,)."""
-        logits = self.classifier(latent)
+        logits = self.classifier(latent, generator)
         right = logits.argmax(dim=-1) == class_n
         return Answers(cross_entropy(logits, class_n, reduction="none"), right)
 
-    def bound(self, posterior: Normal, z1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def bound(
+        self, posterior: Normal, z1: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The terms that stand in the place of the KL of z, each ``(n,)``.
 
         Parameters
@@ -153,6 +156,8 @@ class Classification(nn.Module):
             q(z1 | x), ``(n, k)``.
         z1
             The draw of it, ``(n, k)``.
+        generator
+            Of the draws of z2, and of what dropout keeps in training; by default torch's global generator.
 
         Returns
         -------
@@ -161,12 +166,12 @@ class Classification(nn.Module):
         """
         classes_y11 = torch.arange(self.n_classes, device=z1.device)[:, None, None]
         z1_1nk = z1[None]  # beside every class in turn: what follows has the axes (classes, n, k)
-        mean, variance = self.encoder_z2_z1(z1_1nk, classes_y11)
+        mean, variance = self.encoder_z2_z1(z1_1nk, classes_y11, generator)
         q_z2 = Normal(mean, variance.sqrt(), validate_args=False)
-        p_z1 = self.decoder_z1_z2(q_z2.rsample(), classes_y11)
+        p_z1 = self.decoder_z1_z2(draw_normal(q_z2, generator), classes_y11)
         log_p_z1_ny = p_z1.log_prob(z1_1nk).sum(-1).t()
         kl_z2_ny = kl_divergence(q_z2, Normal(torch.zeros_like(mean), 1.0)).sum(-1).t()
-        log_q_y = log_softmax(self.classifier(z1), dim=-1)
+        log_q_y = log_softmax(self.classifier(z1, generator), dim=-1)
         q_y = log_q_y.exp()
         kl_y = (q_y * (log_q_y - (self.y_prior / self.y_prior.sum()).log())).sum(-1)
         latent = posterior.log_prob(z1).sum(-1) - (q_y * log_p_z1_ny).sum(-1)
@@ -197,16 +202,17 @@ class SemiSupervised(nn.Module):
         """Number of genes."""
         return self.vae.n_genes
 
-    def elbo(self, cells: Minibatch | SparseMinibatch) -> SemiSupervisedElbo:
+    def elbo(self, cells: Minibatch | SparseMinibatch, generator: torch.Generator | None = None) -> SemiSupervisedElbo:
         """The parts of the bound of cells, labelled or not, at one draw of z1, z2 (and l, where it is learned).
 
         With the latent distribution ``"ln"`` z1 is the softmax of the draw, and q(z1 | x) is evaluated there, as in
         scvi-tools: what is then minimised is no bound.
         """
-        drawn = self.vae.reconstruct(cells)
-        latent, kl_z2, kl_y = self.classification.bound(drawn.posterior, drawn.latent)
+        drawn = self.vae.reconstruct(cells, generator)
+        latent, kl_z2, kl_y = self.classification.bound(drawn.posterior, drawn.latent, generator)
         return SemiSupervisedElbo(drawn.loss, latent, kl_z2=kl_z2, kl_y=kl_y, kl_l=drawn.kl_l)
 
-    def answers(self, cells: Minibatch | SparseMinibatch) -> Answers:
+    def answers(self, cells: Minibatch | SparseMinibatch, generator: torch.Generator | None = None) -> Answers:
         """What the classifier says of labelled cells, at the mean of their z1 (for ``"ln"``: before its softmax)."""
-        return self.classification.answers(self.vae.encode(cells).mean, cells.codes_nc[:, -1])
+        mean_nk = self.vae.encode(cells, generator).mean
+        return self.classification.answers(mean_nk, cells.codes_nc[:, -1], generator)

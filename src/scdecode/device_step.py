@@ -20,6 +20,7 @@ from torch.nn.functional import log_softmax, softplus
 
 from scdecode.cells import Cells
 from scdecode.config import TrainConfig
+from scdecode.draws import draw_normal
 from scdecode.errors import ConfigError, TrainingWarning, warn
 from scdecode.likelihoods import NegativeBinomial, lgamma_ratio, make_likelihood
 from scdecode.minibatches import Minibatch
@@ -148,25 +149,25 @@ class DeviceBound:
         softmax = vae.decoder.softmax if isinstance(vae.decoder, Decoder) else True
         self._loss = CompiledLoss(dense_loss(vae.config.gene_likelihood, softmax=softmax), batch_size, backend)
 
-    def encode(self, cells: Minibatch) -> Normal:
+    def encode(self, cells: Minibatch, generator: torch.Generator | None = None) -> Normal:
         """The posterior q(z | x)."""
-        return self._posterior(self._vae.z_encoder, cells)
+        return self._posterior(self._vae.z_encoder, cells, generator)
 
-    def reconstruct(self, cells: Minibatch) -> Reconstruction:
+    def reconstruct(self, cells: Minibatch, generator: torch.Generator | None = None) -> Reconstruction:
         """Encode cells, draw z (and l, where it is learned) once, and decode it."""
         vae = self._vae
-        posterior = self.encode(cells)
-        log_library, kl_l = self._library(cells)  # before z: in the order of the plain form's random numbers
-        latent = vae.to_latent(posterior.rsample())
+        posterior = self.encode(cells, generator)
+        log_library, kl_l = self._library(cells, generator)  # before z: in the plain form's order of random numbers
+        latent = vae.to_latent(draw_normal(posterior, generator))
         with self._products(cells):
             logits = self._logits(*vae.conditioned(latent, cells.codes_nc, cells.continuous_nd))
         log_theta = vae.log_theta_of(logits.log_theta, cells.codes_nc)
         loss = self._loss(cells.x_ng, logits.scale, log_library, log_theta, logits.zi_logits)
         return Reconstruction(posterior, latent, loss=loss, kl_l=kl_l)
 
-    def elbo(self, cells: Minibatch) -> Elbo:
+    def elbo(self, cells: Minibatch, generator: torch.Generator | None = None) -> Elbo:
         """The parts of the bound of scVI."""
-        drawn = self.reconstruct(cells)
+        drawn = self.reconstruct(cells, generator)
         prior = Normal(torch.zeros_like(drawn.posterior.loc), 1.0, validate_args=False)
         return Elbo(drawn.loss, kl_divergence(drawn.posterior, prior).sum(-1), drawn.kl_l)
 
@@ -174,21 +175,21 @@ class DeviceBound:
         enabled = self._bf16 and self._vae.training
         return torch.autocast(cells.x_ng.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def _posterior(self, encoder: Encoder, cells: Minibatch) -> Normal:
+    def _posterior(self, encoder: Encoder, cells: Minibatch, generator: torch.Generator | None = None) -> Normal:
         inputs = self._vae.encoder_input(cells)
         with self._products(cells):
-            mean, log_variance = encoder.raw(*inputs)
+            mean, log_variance = encoder.raw(*inputs, generator)
         variance = log_variance.float().exp() + LEAST_VARIANCE
         return Normal(mean.float(), variance.sqrt(), validate_args=False)
 
-    def _library(self, cells: Minibatch) -> tuple[Tensor, Tensor]:
+    def _library(self, cells: Minibatch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         vae = self._vae
         if vae.library_encoder is None:
             return cells.library_n1.log(), cells.library_n1.new_zeros(len(cells))
-        posterior = self._posterior(vae.library_encoder, cells)
+        posterior = self._posterior(vae.library_encoder, cells, generator)
         batch = cells.codes_nc[:, :1]
         prior = Normal(vae.library_log_mean[batch], vae.library_log_variance[batch].sqrt(), validate_args=False)
-        return posterior.rsample(), kl_divergence(posterior, prior).sum(-1)
+        return draw_normal(posterior, generator), kl_divergence(posterior, prior).sum(-1)
 
     def _logits(self, x: Tensor, one_hot: Tensor) -> DecoderLogits:
         decoder, config = self._vae.decoder, self._vae.config

@@ -1,9 +1,6 @@
-"""Where to compute, and random numbers there."""
+"""Where to compute."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -25,20 +22,3 @@ def choose_device(name: str) -> torch.device:
     if str(name).split(":")[0] not in there:
         raise ConfigError(f"device: {name!r} came, one of {listing(['auto', *there])} was expected on this machine")
     return torch.device(name)
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeded random numbers on the CPU and on the device; afterwards the global generators are as they were before.
-
-    For what takes no generator of its own: dropout, gamma and Poisson draws, initial weights.
-    """
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every other device too, for good
-        for one in cuda:
-            with torch.cuda.device(one):
-                torch.cuda.manual_seed(seed)
-        if device.type == "mps":
-            torch.mps.manual_seed(seed)
-        yield

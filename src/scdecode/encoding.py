@@ -15,14 +15,15 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from scdecode import kernels
+from scdecode._utils.inference import inference_on
 from scdecode.cells import Cells
 from scdecode.config import ModelConfig
-from scdecode.draws import even_normals
+from scdecode.draws import even_normals, make_generator
 from scdecode.errors import check_integer
 from scdecode.kernels.threads import own_threads, side_by_side
 from scdecode.minibatches import gather, rows_of
 from scdecode.networks import LEAST_VARIANCE, Encoder, HiddenLayer
-from scdecode.vae import VAE, evaluating
+from scdecode.vae import VAE
 
 BATCH_SIZE = 256
 """Cells that are made dense at once."""
@@ -55,7 +56,7 @@ def encode(
     Parameters
     ----------
     vae
-        On the CPU, where it is left; whatever mode it is in, it encodes in evaluation mode.
+        Whatever mode it is in, it encodes in evaluation mode; it is not changed.
     cells
         In the model's genes and codes.
     rows
@@ -68,19 +69,14 @@ def encode(
     check_integer("batch_size", batch_size, minimum=1)
     device = torch.device(device)
     rows = np.arange(len(cells)) if rows is None else rows
+    vae = inference_on(vae, device)
     if stays_sparse(vae, len(rows), device):
-        with evaluating(vae):
-            return Posterior(*encode_sparse(vae.z_encoder, cells, rows, batch_size))
+        return Posterior(*encode_sparse(vae.z_encoder, cells, rows, batch_size))
     means, variances = [], []
-    vae.to(device)
-    try:
-        for some in rows_of(rows, batch_size, lone=True):
-            with evaluating(vae):
-                posterior = vae.encode(gather(cells, some, device))
-            means.append(posterior.mean.cpu())
-            variances.append(posterior.variance.cpu())
-    finally:
-        vae.to("cpu")
+    for some in rows_of(rows, batch_size, lone=True):
+        posterior = vae.encode(gather(cells, some, device))
+        means.append(posterior.mean.cpu())
+        variances.append(posterior.variance.cpu())
     return Posterior(torch.cat(means), torch.cat(variances))
 
 
@@ -158,7 +154,7 @@ def latent_mean(posterior: Posterior, config: ModelConfig, *, n_draws: int = _ME
 def latent_draws(posterior: Posterior, config: ModelConfig, n_samples: int, *, seed: int = 0) -> np.ndarray:
     """Draws from the posterior of each cell's latent point, ``(n_samples, n, k)`` float32."""
     check_integer("n_samples", n_samples, minimum=1)
-    generator = torch.Generator().manual_seed(seed)
+    generator = make_generator(seed)
     shape = (n_samples, *posterior.mean_nk.shape)
     draws = posterior.mean_nk + posterior.variance_nk.sqrt() * torch.randn(shape, generator=generator)
     return (draws if config.latent_distribution == "normal" else torch.softmax(draws, dim=-1)).numpy()

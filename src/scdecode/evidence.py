@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from scdecode.arguments import refuse_loaders
-from scdecode.asked import TILE_BYTES, OnCells, choose, computing, minibatches_of
+from scdecode.asked import TILE_BYTES, Computing, OnCells, choose, computing, minibatches_of
 from scdecode.cells import Cells
 from scdecode.classification import SemiSupervisedElbo
+from scdecode.draws import draw_normal
 from scdecode.encoding import BATCH_SIZE, stays_sparse
 from scdecode.errors import InputError, check_integer
 from scdecode.kernels.rows import Gatherer
 from scdecode.kernels.threads import own_threads
 from scdecode.minibatches import Minibatch, SparseMinibatch, gather, rows_of
-from scdecode.training import Network
 from scdecode.vae import VAE
 
 
@@ -153,9 +153,9 @@ def get_marginal_ll(
     check_integer("n_mc_samples_per_pass", at_once, minimum=1)
     cells = choose(model, adata, indices).cells
     parts = []
-    with computing(model.vae, device, seed) as there, _gathering(model.vae, cells, there) as gatherer:
-        for minibatch in _minibatches(cells, batch_size, there, gatherer):
-            weights = _log_weights(model.vae, minibatch, n_mc_samples, at_once)
+    with computing(model.vae, device, seed) as here, _gathering(here, cells) as gatherer:
+        for minibatch in _minibatches(cells, batch_size, here.device, gatherer):
+            weights = _log_weights(here.network, minibatch, n_mc_samples, at_once, here.generator)
             parts.append((torch.logsumexp(weights, dim=0) - math.log(n_mc_samples)).cpu())
     found = torch.cat(parts)
     if not return_mean:
@@ -165,14 +165,13 @@ def get_marginal_ll(
 
 
 @contextmanager
-def _gathering(network: Network, cells: Cells, device: torch.device) -> Iterator[Gatherer | None]:
+def _gathering(here: Computing[Any], cells: Cells) -> Iterator[Gatherer | None]:
     """What gathers cells as sparse as they are where compiled loops take them, or else None; inside ``computing``."""
-    vae = network if isinstance(network, VAE) else network.vae
-    if not stays_sparse(vae, len(cells), device):
+    vae = here.network if isinstance(here.network, VAE) else here.network.vae
+    if not stays_sparse(vae, len(cells), here.device):
         yield None
         return
-    # the other threads are in no inference mode, and may not write into what was made in one
-    with torch.inference_mode(False), torch.no_grad(), own_threads():
+    with own_threads():
         yield Gatherer(cells.counts)
 
 
@@ -189,7 +188,9 @@ def _minibatches(
         yield gather(cells, rows, device, gatherer)
 
 
-def _log_weights(vae: VAE, cells: Minibatch | SparseMinibatch, n_samples: int, at_once: int) -> Tensor:
+def _log_weights(
+    vae: VAE, cells: Minibatch | SparseMinibatch, n_samples: int, at_once: int, generator: torch.Generator
+) -> Tensor:
     """Log importance weights of draws from the posterior of cells, ``(n_samples, n)``."""
     posterior = vae.encode(cells)
     standard = Normal(torch.zeros_like(posterior.loc), 1.0, validate_args=False)
@@ -201,11 +202,11 @@ def _log_weights(vae: VAE, cells: Minibatch | SparseMinibatch, n_samples: int, a
     weights = torch.empty(n_samples, len(cells), device=cells.library_n1.device)
     for start in range(0, n_samples, at_once):
         draws = slice(start, min(start + at_once, n_samples))
-        shape = torch.Size((draws.stop - draws.start,))
-        z = posterior.sample(shape)
+        n = draws.stop - draws.start
+        z = draw_normal(posterior, generator, n)
         weights[draws] = (standard.log_prob(z) - posterior.log_prob(z)).sum(-1)
         if library is not None and library_prior is not None:
-            log_library = library.sample(shape)
+            log_library = draw_normal(library, generator, n)
             weights[draws] += (library_prior.log_prob(log_library) - library.log_prob(log_library)).sum(-1)
         if isinstance(cells, SparseMinibatch):
             for draw, latent in enumerate(vae.to_latent(z)):
@@ -231,10 +232,9 @@ def _bounds(
     refuse_loaders(place, given)
     cells = choose(model, adata, indices).cells
     reconstruction, kl = [], []
-    network = model._network()
-    with computing(network, device, seed) as there, _gathering(network, cells, there) as gatherer:
-        for minibatch in _minibatches(cells, batch_size, there, gatherer):
-            elbo = network.elbo(minibatch)
+    with computing(model._network(), device, seed) as here, _gathering(here, cells) as gatherer:
+        for minibatch in _minibatches(cells, batch_size, here.device, gatherer):
+            elbo = here.network.elbo(minibatch, here.generator)
             if isinstance(elbo, SemiSupervisedElbo):  # scvi-tools counts the terms of z1 among the reconstruction
                 reconstruction.append((elbo.reconstruction + elbo.latent).cpu())
                 kl.append((elbo.kl_z2 + elbo.kl_y + elbo.kl_l).cpu())

@@ -174,10 +174,10 @@ def get_latent_library_size(
                 "(use_observed_lib_size=False would); give_mean=False gives the total counts"
             )
         return cells.library_n[:, None].copy()
-    with computing(model.vae, device, seed) as there:
-        latents = encode_with_library(model.vae, cells, batch_size, there)
+    with computing(model.vae, device, seed) as here:
+        latents = encode_with_library(here.network, cells, batch_size, here.device)
         if not give_mean:
-            return latents.draw(model.vae, 1)[1][0].exp().numpy()
+            return latents.draw(here.network, 1, here.cpu_generator)[1][0].exp().numpy()
         assert latents.library_sd_n1 is not None, "a learned library size has a spread"
         return LogNormal(latents.log_library_n1, latents.library_sd_n1, validate_args=False).mean.numpy()
 
@@ -206,7 +206,7 @@ def get_batch_representation(
             "SCVI(adata, batch_representation='embedding')"
         )
     cells = cells_for(model, adata, indices, need_conditions=True)
-    with torch.inference_mode():
+    with torch.no_grad():
         return embedding(torch.from_numpy(cells.codes_nc[:, 0])).numpy()
 
 

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 from torch.nn import functional
 
+from scdecode.draws import draw_normal
+
 _LARGE_THETA = 100.0  # from here on lgamma(x + theta) - lgamma(theta) cancels to noise in float32
 # theta of 1e-20 gives zeros, one of 2e17 a Poisson; beyond, float32 would overflow in the gradients and in the draws
 _LOG_THETA_BOUNDS = (-46.0, 40.0)
@@ -73,10 +75,10 @@ class Poisson(_CountDistribution):
         value = value.to(self.log_mu.dtype)  # whole numbers too
         return value * self.log_mu - self.mu - torch.lgamma(value + 1)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws, ``(*sample_shape, *shape)``, in counts."""
+    def sample(self, sample_shape: Any = (), *, generator: torch.Generator | None = None) -> Tensor:
+        """Draws, ``(*sample_shape, *shape)``, in counts; by default from torch's global generator."""
         with torch.no_grad():
-            return torch.poisson(self.mu.expand(self._extended_shape(torch.Size(sample_shape))))
+            return torch.poisson(self.mu.expand(self._extended_shape(torch.Size(sample_shape))), generator)
 
 
 class NegativeBinomial(_CountDistribution):
@@ -111,11 +113,14 @@ class NegativeBinomial(_CountDistribution):
         d = self.log_mu - self.log_theta
         return _gamma_terms(value, self.log_theta) - self.theta * _softplus(d) - value * _softplus(-d)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws, ``(*sample_shape, *shape)``, in counts: Poisson counts of a gamma-distributed mean."""
+    def sample(self, sample_shape: Any = (), *, generator: torch.Generator | None = None) -> Tensor:
+        """Draws, ``(*sample_shape, *shape)``, in counts: Poisson counts of a gamma-distributed mean.
+
+        By default they are drawn from torch's global generator.
+        """
         with torch.no_grad():
             theta = self.theta.expand(self._extended_shape(torch.Size(sample_shape)))
-            return torch.poisson(torch._standard_gamma(theta) * (self.mu / self.theta))
+            return torch.poisson(torch._standard_gamma(theta, generator) * (self.mu / self.theta), generator)
 
 
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
@@ -154,11 +159,19 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         log_zero_or_lost = torch.logaddexp(self.zi_logits, count)  # log(pi + (1 - pi) NB(0)) - log(1 - pi)
         return torch.where(value > 0, count, log_zero_or_lost) - _softplus(self.zi_logits)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws, ``(*sample_shape, *shape)``, in counts."""
+    def sample(self, sample_shape: Any = (), *, generator: torch.Generator | None = None) -> Tensor:
+        """Draws, ``(*sample_shape, *shape)``, in counts; by default from torch's global generator."""
         with torch.no_grad():
-            counts = super().sample(sample_shape)
-            return counts * (torch.rand_like(counts) >= self.zi_probs)
+            counts = super().sample(sample_shape, generator=generator)
+            return counts * (torch.rand_like(counts, generator=generator) >= self.zi_probs)
+
+
+def draw_counts(likelihood: Distribution, generator: torch.Generator) -> Tensor:
+    """Draw once from a distribution of :func:`make_likelihood`, with a generator on the device of its parameters."""
+    if isinstance(likelihood, Normal):
+        return draw_normal(likelihood, generator)
+    assert isinstance(likelihood, Poisson | NegativeBinomial), "the other likelihoods"
+    return likelihood.sample(generator=generator)
 
 
 def make_likelihood(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from torch import Tensor
 
@@ -26,7 +25,8 @@ from scdecode.config import (
     TrainConfig,
 )
 from scdecode.decoders import decoder as fixed_decoder
-from scdecode.devices import choose_device, seeded
+from scdecode.devices import choose_device
+from scdecode.draws import drawing_from, make_generator
 from scdecode.errors import InputError, NotTrainedError, TrainingWarning, check_integer, warn
 from scdecode.formats.stored import Origin, StoredModel, build_vae
 from scdecode.library_prior import library_prior
@@ -121,7 +121,7 @@ class SCVI:
         """A model with random weights, of cells that were read."""
         check_cells(cells, config)
         check_integer("seed", seed, minimum=0)
-        with seeded(seed, torch.device("cpu")):
+        with drawing_from(make_generator(int(seed))):
             vae = build_vae(config, schema, library_prior(cells, schema.n_batches))
         self._set(config, schema, vae.eval().requires_grad_(False))
         self._cells: Cells | None = cells

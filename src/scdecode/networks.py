@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, log_softmax, relu, softplus
 
+from scdecode.draws import draw_kept
 from scdecode.kernels.rows import SparseRows
 from scdecode.kernels.small_layers import conditioned_linear, normal_relu_dropout
 from scdecode.kernels.sparse_layer import lay_by_input, lay_plainly, sparse_linear
@@ -102,8 +103,11 @@ class HiddenLayer(nn.Module):
         self.fused = False
         """Whether a kernel may do what follows the linear map, in training."""
 
-    def forward(self, x: Tensor | SparseRows, codes: Tensor | None) -> Tensor:
-        """Map ``x`` (..., n_in) to (..., n_out)."""
+    def forward(self, x: Tensor | SparseRows, codes: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
+        """Map ``x`` (..., n_in) to (..., n_out).
+
+        ``generator`` draws what dropout keeps in training; by default torch's global generator does.
+        """
         hidden: Tensor = self.linear(x, codes)
         if (
             self.fused
@@ -112,13 +116,15 @@ class HiddenLayer(nn.Module):
             and self.layer_norm is None
             and hidden.ndim == 2
         ):
-            return normal_relu_dropout(hidden, self.batch_norm, self.dropout)
+            return normal_relu_dropout(hidden, self.batch_norm, self.dropout, generator)
         if self.batch_norm is not None:
             hidden = self.batch_norm(hidden.reshape(-1, hidden.shape[-1])).reshape(hidden.shape)
         if self.layer_norm is not None:
             hidden = self.layer_norm(hidden)
         hidden = relu(hidden)
-        return hidden if self.dropout is None else self.dropout(hidden)
+        if self.dropout is None or not self.training:
+            return hidden
+        return hidden * draw_kept(hidden, self.dropout.p, generator)
 
 
 class MLP(nn.Module):
@@ -149,12 +155,14 @@ class MLP(nn.Module):
             for i in range(n_layers)
         )
 
-    def forward(self, x: Tensor | SparseRows, codes: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor | SparseRows, codes: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Map ``x`` (..., n_in) and ``codes`` (..., n_conditions) to (..., n_hidden)."""
         first, *others = self.layers
-        hidden: Tensor = first(x, codes)
+        hidden: Tensor = first(x, codes, generator)
         for layer in others:
-            hidden = layer(hidden, codes)
+            hidden = layer(hidden, codes, generator)
         return hidden
 
 
@@ -167,14 +175,18 @@ class Encoder(nn.Module):
         self.mean = nn.Linear(n_hidden, n_out)
         self.log_variance = nn.Linear(n_hidden, n_out)
 
-    def forward(self, x: Tensor | SparseRows, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor | SparseRows, codes: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean and variance, each (n, n_out); the variance is at least 1e-4, which keeps the KL finite."""
-        hidden = self.mlp(x, codes)
+        hidden = self.mlp(x, codes, generator)
         return self.mean(hidden), self.log_variance(hidden).exp() + LEAST_VARIANCE
 
-    def raw(self, x: Tensor | SparseRows, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def raw(
+        self, x: Tensor | SparseRows, codes: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The mean and what the variance is made of: its logarithm, before the least variance is added."""
-        hidden = self.mlp(x, codes)
+        hidden = self.mlp(x, codes, generator)
         return self.mean(hidden), self.log_variance(hidden)
 
 

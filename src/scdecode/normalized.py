@@ -18,6 +18,7 @@ from torch import Tensor
 from scdecode.arguments import refuse_loaders
 from scdecode.asked import (
     TILE_BYTES,
+    Computing,
     Latents,
     OnCells,
     batch_codes,
@@ -30,6 +31,7 @@ from scdecode.asked import (
 )
 from scdecode.cells import Cells
 from scdecode.errors import InputError, ScdecodeWarning, check_integer, check_number, missing_extra, warn
+from scdecode.likelihoods import draw_counts
 from scdecode.progress import counting_progress
 from scdecode.vae import VAE
 
@@ -127,14 +129,14 @@ def get_normalized_expression(
             "an array is returned",
             ScdecodeWarning,
         )
-    with computing(model.vae, device, seed) as there:
-        latents = encode_with_library(model.vae, chosen.cells, batch_size, there)
+    with computing(model.vae, device, seed) as here:
+        latents = encode_with_library(here.network, chosen.cells, batch_size, here.device)
         rows: np.ndarray | None = None
         copies: np.ndarray | slice = slice(None)
         if n_samples_overall is not None:
             rows, copies = _pick(len(chosen.cells), n_samples_overall, seed)
         values = _expression(
-            model.vae,
+            here,
             chosen.cells,
             latents,
             rows=rows,
@@ -143,7 +145,6 @@ def get_normalized_expression(
             library_size=None if own_library else float(library_size),
             n_samples=n_samples,
             mean=return_mean or n_samples == 1,
-            device=there,
             silent=silent,
         )
     if overall:
@@ -168,7 +169,7 @@ def _pick(n_cells: int, n_samples_overall: int, seed: int) -> tuple[np.ndarray, 
 
 
 def _expression(
-    vae: VAE,
+    here: Computing[VAE],
     cells: Cells,
     latents: Latents,
     *,
@@ -178,14 +179,14 @@ def _expression(
     library_size: float | None,
     n_samples: int,
     mean: bool,
-    device: torch.device,
     silent: bool,
 ) -> np.ndarray:
     """The scale times the library size (None: each cell's own), averaged over batches; ``([draws,] cells, genes)``."""
+    vae, device = here.network, here.device
     rows = np.arange(len(cells)) if rows is None else rows
     n_genes = vae.n_genes if genes is None else len(genes)
     kept = None if genes is None else torch.from_numpy(genes).to(device)
-    z_snk, log_library = latents.draw(vae, n_samples, rows)
+    z_snk, log_library = latents.draw(vae, n_samples, here.cpu_generator, rows)
     shape = (len(rows), n_genes) if mean else (n_samples, len(rows), n_genes)
     values = np.zeros(shape, dtype=np.float32)
     draws_at_once = min(n_samples, max(TILE_BYTES // (4 * n_genes), 1))
@@ -256,9 +257,10 @@ def get_likelihood_parameters(
     names += ["dispersions"] if vae.config.gene_likelihood != "poisson" else []
     shape = (n, vae.n_genes) if mean else (n_samples, n, vae.n_genes)
     found = {name: np.empty(shape, dtype=np.float32) for name in names}
-    with computing(vae, device, seed) as there:
+    with computing(vae, device, seed) as here:
+        vae, there = here.network, here.device
         latents = encode_with_library(vae, chosen.cells, batch_size, there)
-        z_snk, log_library = latents.draw(vae, n_samples)
+        z_snk, log_library = latents.draw(vae, n_samples, here.cpu_generator)
         for tile in tiles_of(n, vae.n_genes, n_samples):
             codes, continuous = conditions_at(chosen.cells, tile, None, there)
             output = vae.decode(z_snk[:, tile].to(there), codes, continuous)
@@ -323,18 +325,20 @@ def posterior_predictive_sample(
     n_genes = vae.n_genes if genes is None else len(genes)
     parts = []
     with (
-        computing(vae, device, seed) as there,
+        computing(vae, device, seed) as here,
         counting_progress("drawing", len(chosen.cells), enabled=not silent) as add,
     ):
+        vae, there = here.network, here.device
         kept = None if genes is None else torch.from_numpy(genes).to(there)
         latents = encode_with_library(vae, chosen.cells, batch_size, there)
-        z_snk, log_library = latents.draw(vae, n_samples)
+        z_snk, log_library = latents.draw(vae, n_samples, here.cpu_generator)
         for tile in tiles_of(len(chosen.cells), n_genes, n_samples):
             total: Tensor | float = 0.0
             for batch in batches:
                 codes, continuous = conditions_at(chosen.cells, tile, batch, there)
                 output = vae.decode(z_snk[:, tile].to(there), codes, continuous, genes=kept)
-                total = total + vae.likelihood(output, log_library[:, tile].to(there), codes, kept).sample()
+                likelihood = vae.likelihood(output, log_library[:, tile].to(there), codes, kept)
+                total = total + draw_counts(likelihood, here.generator)
             assert isinstance(total, Tensor), "there is at least one batch"
             drawn = (total / len(batches)).permute(1, 2, 0) if n_samples > 1 else total[0] / len(batches)
             parts.append(sparse.GCXS.from_numpy(drawn.cpu().numpy()))
@@ -399,20 +403,23 @@ def get_feature_correlation_matrix(
     batches, n = batch_codes(model.schema, transform_batch), len(chosen.cells)
     total_gg = np.zeros((vae.n_genes, vae.n_genes))
     with (
-        computing(vae, device, seed) as there,
+        computing(vae, device, seed) as here,
         counting_progress("drawing", n * len(batches), enabled=not silent) as advance,
     ):
+        vae, there, cpu_generator = here.network, here.device, here.cpu_generator
         latents = encode_with_library(vae, chosen.cells, batch_size, there)
         for batch in batches:
             rates = np.empty((n_samples, n, vae.n_genes))
-            z_snk, _ = latents.draw(vae, n_samples)
+            z_snk, _ = latents.draw(vae, n_samples, cpu_generator)
             for tile in tiles_of(n, vae.n_genes, n_samples):
                 codes, continuous = conditions_at(chosen.cells, tile, batch, there)
                 output = vae.decode(z_snk[:, tile].to(there), codes, continuous)
                 log_theta = vae.dispersion(output, codes)
                 assert log_theta is not None, "these likelihoods have one"
                 theta = log_theta.exp().expand(output.log_scale.shape)
-                drawn = torch._standard_gamma(theta) * (output.log_scale.exp() * rna_size_factor / theta)
+                drawn = torch._standard_gamma(theta, here.generator) * (
+                    output.log_scale.exp() * rna_size_factor / theta
+                )
                 rates[:, tile] = drawn.cpu().numpy()
                 advance(tile.stop - tile.start)
             flat = rates.reshape(-1, vae.n_genes)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from scdecode.classification import Classification
-from scdecode.devices import seeded
+from scdecode.draws import drawing_from, make_generator
 from scdecode.errors import FormatError, missing_extra
 from scdecode.formats.scvi_options import init_params
 from scdecode.formats.stored import StoredModel
@@ -55,9 +55,11 @@ def compare(stored: StoredModel, weights: Mapping[str, Tensor], *, seed: int = 0
     FormatError
         Where its network has no place for the weights.
     """
-    theirs = _network(stored, weights)
+    generator = make_generator(seed)
+    with drawing_from(generator):  # scvi-tools draws weights, which are replaced, and latent points, which are not used
+        theirs = _network(stored, weights)
     cells, z_nk = _random_input(stored, seed)
-    with torch.inference_mode(), seeded(seed, torch.device("cpu")):
+    with torch.no_grad(), drawing_from(generator):
         there = _theirs(theirs, cells, z_nk)
         here = _ours(stored.vae, cells, z_nk)
         if stored.classification is not None:

@@ -14,6 +14,7 @@ from anndata import AnnData
 
 from scdecode import arguments
 from scdecode import config as configs
+from scdecode._utils.inference import in_evaluation
 from scdecode.arguments import Refusals, refuse
 from scdecode.asked import cells_for
 from scdecode.cells import (
@@ -38,14 +39,14 @@ from scdecode.config import (
     NormPlacement,
     TrainConfig,
 )
-from scdecode.devices import choose_device, seeded
+from scdecode.devices import choose_device
+from scdecode.draws import drawing_from, make_generator
 from scdecode.encoding import BATCH_SIZE, encode, latent_draws
 from scdecode.errors import ConditionError, ConfigError, InputError, check_integer, listing, suggestion
 from scdecode.formats.stored import StoredModel
 from scdecode.model import SCVI
 from scdecode.schema import Schema
 from scdecode.training import OnEpoch
-from scdecode.vae import evaluating
 
 _MODULE: arguments.Refusals = {
     "y_prior": ((None,), "beforehand every class is as likely as any other"),
@@ -167,7 +168,7 @@ class SCANVI(SCVI):
         """A model with random weights, of cells that were read."""
         _check(config, schema)
         self._make(adata, config, schema, cells, seed)
-        with seeded((seed * 1_000_003 + 1) % 2**63, torch.device("cpu")):  # not the numbers that scVI's weights had
+        with drawing_from(make_generator(seed * 1_000_003 + 1)):  # not the numbers that scVI's weights had
             classification = Classification(config, schema.n_classes, classifier)
         self.classification = classification.eval().requires_grad_(False)
         self._is_pretrained = False
@@ -411,8 +412,8 @@ class SCANVI(SCVI):
             latent_nk = posterior.mean_nk
         else:
             latent_nk = torch.from_numpy(latent_draws(posterior, self.config, 1, seed=seed)[0])
-        with torch.inference_mode(), evaluating(self.classification):
-            probability_ny = self.classification.probabilities(latent_nk).numpy()
+        with torch.no_grad():
+            probability_ny = in_evaluation(self.classification).probabilities(latent_nk).numpy()
         assert self.schema.labels is not None, "a model of this class has labels"
         values = self.schema.labels.values[: self.schema.n_classes]
         if soft:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scdecode.draws import draw_kept
 from scdecode.kernels.adam import KernelAdam
 from scdecode.kernels.rows import SparseRows
 from scdecode.kernels.sparse_layer import change_genes, product
@@ -61,9 +62,9 @@ class StepHidden:
         linear, norm = layer.linear, layer.batch_norm
         assert norm is not None and layer.layer_norm is None, "a layer of another kind"
         assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
-        self._weight, self._firsts, self._keep = linear.weight, linear.firsts, 1.0
+        self._weight, self._firsts, self._rate = linear.weight, linear.firsts, 0.0
         if layer.dropout is not None:
-            self._keep = 1.0 - layer.dropout.p
+            self._rate = layer.dropout.p
         n_input, h = linear.n_input, linear.out_features
         weight = linear.weight.detach().t()  # (inputs, h)
         self._inputs, self._weight_array = weight[:n_input], weight.numpy()
@@ -82,11 +83,11 @@ class StepHidden:
             n_cells, before=h, out=h, d_before=h, d_input=0 if linear.weight.grad is None else n_input
         )
 
-    def draw(self, n: int) -> np.ndarray:
-        """What dropout keeps of ``n`` cells, as factors; drawn as torch draws it."""
-        if self._keep == 1.0:
+    def draw(self, n: int, generator: torch.Generator) -> np.ndarray:
+        """Draw what dropout keeps of ``n`` cells, as factors."""
+        if self._rate == 0.0:
             return NOTHING
-        return torch.empty(n, len(self._bias), dtype=torch.float32).bernoulli_(self._keep).div_(self._keep).numpy()
+        return draw_kept(torch.empty(n, len(self._bias), dtype=torch.float32), self._rate, generator).numpy()
 
     def forward(self, x: Tensor | SparseRows, codes: np.ndarray, kept: np.ndarray) -> Tensor:
         """The output, ``(n, h)``, in memory that the next step takes over; the running statistics move on."""

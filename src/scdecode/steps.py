@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from scdecode.cells import Cells
+from scdecode.draws import draw_standard
 from scdecode.kernels.adam import KernelAdam
 from scdecode.kernels.heads import Heads, HeadsGradient
 from scdecode.kernels.likelihood import Likelihood
@@ -125,7 +126,7 @@ class KernelStep:
         self._heads = Heads(weights, biases, vae.decoder.precision)
         self._logits = [torch.empty(n_cells, vae.n_genes, dtype=torch.float32) for _ in heads]
 
-    def epoch(self, minibatches: Sequence[np.ndarray], kl_weight: float) -> Tensor:
+    def epoch(self, minibatches: Sequence[np.ndarray], kl_weight: float, generator: torch.Generator) -> Tensor:
         """Take the steps of an epoch.
 
         Parameters
@@ -134,6 +135,8 @@ class KernelStep:
             Positions of the cells of each.
         kl_weight
             Of the KL of z.
+        generator
+            Of dropout and of the latent draws.
 
         Returns
         -------
@@ -142,11 +145,12 @@ class KernelStep:
         """
         parts = np.zeros((len(minibatches), 4), np.float32)
         epoch = _Epoch(self._cells, minibatches)
-        drawn, cells = self._draw(len(minibatches[0])), self._gather(epoch, 0)
+        drawn, cells = self._draw(len(minibatches[0]), generator), self._gather(epoch, 0)
         for i in range(len(minibatches)):
             tasks: list[Callable[[], Any]] = []
             if i + 1 < len(minibatches):
-                tasks = [partial(self._draw, len(minibatches[i + 1])), partial(self._gather, epoch, i + 1)]
+                n = len(minibatches[i + 1])
+                tasks = [partial(self._draw, n, generator), partial(self._gather, epoch, i + 1)]
             ahead = _Ahead(tasks)
             try:
                 parts[i] = self._step(cells, drawn, kl_weight, ahead)
@@ -174,13 +178,11 @@ class KernelStep:
     def _gather(self, epoch: _Epoch, i: int) -> SparseMinibatch:
         return epoch.minibatch(i, next(self._gatherers))
 
-    def _draw(self, n: int) -> _Drawn:
+    def _draw(self, n: int, generator: torch.Generator) -> _Drawn:
         """The random numbers are those of torch's own modules, in their order."""
-        kept = [layer.draw(n) for layer in self._encoder]
-        shape = (n, self._vae.config.n_latent)
-        return _Drawn(
-            kept, torch.normal(torch.zeros(shape, dtype=torch.float32), torch.ones(shape, dtype=torch.float32))
-        )
+        kept = [layer.draw(n, generator) for layer in self._encoder]
+        noise = torch.empty(n, self._vae.config.n_latent, dtype=torch.float32)
+        return _Drawn(kept, draw_standard(noise, generator))
 
     # -- there -----------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from scdecode.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from scdecode.classification import Answers, SemiSupervised, SemiSupervisedElbo
 from scdecode.config import TrainConfig
 from scdecode.device_step import DeviceBound, on_device
-from scdecode.devices import seeded
+from scdecode.draws import make_generator
 from scdecode.errors import ConfigError, OutputError, TrainingError, TrainingWarning, warn
 from scdecode.kernels import precision_of, usable
 from scdecode.kernels.adam import KernelAdam
@@ -100,21 +100,26 @@ class _Way:
     labelled: Source  # beside the others
     bound: DeviceBound | None = None  # in place of the network's own
 
-    def elbo(self, network: Network, cells: Minibatch | SparseMinibatch) -> Elbo | SemiSupervisedElbo:
+    def elbo(
+        self, network: Network, cells: Minibatch | SparseMinibatch, generator: torch.Generator
+    ) -> Elbo | SemiSupervisedElbo:
         if self.bound is None:
-            return network.elbo(cells)
+            return network.elbo(cells, generator)
         assert isinstance(cells, Minibatch)
         if isinstance(network, VAE):
-            return self.bound.elbo(cells)
-        drawn = self.bound.reconstruct(cells)
-        latent, kl_z2, kl_y = network.classification.bound(drawn.posterior, drawn.latent)
+            return self.bound.elbo(cells, generator)
+        drawn = self.bound.reconstruct(cells, generator)
+        latent, kl_z2, kl_y = network.classification.bound(drawn.posterior, drawn.latent, generator)
         return SemiSupervisedElbo(drawn.loss, latent, kl_z2=kl_z2, kl_y=kl_y, kl_l=drawn.kl_l)
 
-    def answers(self, network: SemiSupervised, cells: Minibatch | SparseMinibatch) -> Answers:
+    def answers(
+        self, network: SemiSupervised, cells: Minibatch | SparseMinibatch, generator: torch.Generator
+    ) -> Answers:
         if self.bound is None:
-            return network.answers(cells)
+            return network.answers(cells, generator)
         assert isinstance(cells, Minibatch)
-        return network.classification.answers(self.bound.encode(cells).mean, cells.codes_nc[:, -1])
+        mean_nk = self.bound.encode(cells, generator).mean
+        return network.classification.answers(mean_nk, cells.codes_nc[:, -1], generator)
 
 
 def _on_gpu(device: torch.device) -> bool:
@@ -318,31 +323,31 @@ def _epoch(
     if isinstance(network, SemiSupervised):
         few = list(rows_of(_labelled(network, cells, split, config, epoch), config.batch_size))
         labelled = list(itertools.islice(itertools.cycle(few), len(minibatches)))
-    with seeded((config.seed * 1_000_003 + epoch) % 2**63, device):
-        network.train()
-        parts = torch.zeros(len(minibatches), 4, device=device)  # read once an epoch, so that no step waits for it
-        answers = torch.zeros(len(labelled), 2, device=device)
-        if by_hand is not None:
-            parts = by_hand.epoch(minibatches, kl_weight)
-        few_cells = way.labelled(labelled)
-        for step, some_cells in enumerate(way.cells(minibatches if by_hand is None else [])):
-            elbo = way.elbo(network, some_cells)
-            loss = elbo.loss(kl_weight)
-            if isinstance(network, SemiSupervised):
-                answer = way.answers(network, next(few_cells))
-                loss = loss + config.classification_ratio * answer.cross_entropy.mean()
-                answers[step] = answer.sums().detach()
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            optimizer.step()
-            parts[step, :3], parts[step, 3] = elbo.sums().detach(), loss.detach() * len(some_cells)
-        network.eval()
-        _check_finite(parts, network, cells, minibatches, config, epoch)
-        row = _row(parts.double().sum(0).cpu() / len(order), "train")
-        if labelled:
-            row |= _label_row(answers.double().sum(0).cpu() / sum(len(some) for some in labelled), "train")
-        if len(split.validation) and (epoch + 1) % config.check_val_every_n_epoch == 0:
-            row |= _validate(network, cells, split.validation, config, kl_weight, device, way)
+    generator = make_generator(config.seed * 1_000_003 + epoch, device)
+    network.train()
+    parts = torch.zeros(len(minibatches), 4, device=device)  # read once an epoch, so that no step waits for it
+    answers = torch.zeros(len(labelled), 2, device=device)
+    if by_hand is not None:
+        parts = by_hand.epoch(minibatches, kl_weight, generator)
+    few_cells = way.labelled(labelled)
+    for step, some_cells in enumerate(way.cells(minibatches if by_hand is None else [])):
+        elbo = way.elbo(network, some_cells, generator)
+        loss = elbo.loss(kl_weight)
+        if isinstance(network, SemiSupervised):
+            answer = way.answers(network, next(few_cells), generator)
+            loss = loss + config.classification_ratio * answer.cross_entropy.mean()
+            answers[step] = answer.sums().detach()
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        parts[step, :3], parts[step, 3] = elbo.sums().detach(), loss.detach() * len(some_cells)
+    network.eval()
+    _check_finite(parts, network, cells, minibatches, config, epoch)
+    row = _row(parts.double().sum(0).cpu() / len(order), "train")
+    if labelled:
+        row |= _label_row(answers.double().sum(0).cpu() / sum(len(some) for some in labelled), "train")
+    if len(split.validation) and (epoch + 1) % config.check_val_every_n_epoch == 0:
+        row |= _validate(network, cells, split.validation, config, kl_weight, device, way, generator)
     return row | {"kl_weight": kl_weight, "seconds": time.perf_counter() - start}
 
 
@@ -355,10 +360,11 @@ def _validate(
     kl_weight: float,
     device: torch.device,
     way: _Way,
+    generator: torch.Generator,
 ) -> dict[str, float]:
     parts = torch.zeros(4, dtype=torch.float64, device=device)
     for some in way.cells(list(rows_of(rows, config.batch_size, lone=True))):
-        elbo = way.elbo(network, some)
+        elbo = way.elbo(network, some, generator)
         parts[:3] += elbo.sums()
         parts[3] += elbo.loss(kl_weight) * len(some)
     row = _row(parts.cpu() / len(rows), "validation")
@@ -366,7 +372,7 @@ def _validate(
     if isinstance(network, SemiSupervised) and len(labelled):
         answers = torch.zeros(2, dtype=torch.float64, device=device)
         for some in way.labelled(list(rows_of(labelled, config.batch_size, lone=True))):
-            answers += way.answers(network, some).sums()
+            answers += way.answers(network, some, generator).sums()
         row |= _label_row(answers.cpu() / len(labelled), "validation")
         row["validation_loss"] += config.classification_ratio * row["validation_classification_loss"]
     return row

@@ -17,7 +17,6 @@ scale is a softplus and sums to nothing in particular. This file knows tensors a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +25,7 @@ from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import embedding
 
 from scdecode.config import ModelConfig
+from scdecode.draws import draw_normal
 from scdecode.kernels.heads import heads_likelihood
 from scdecode.kernels.likelihood import fused_likelihood
 from scdecode.kernels.rows import SparseRows
@@ -149,15 +149,18 @@ class VAE(nn.Module):
 
     # -- from cells to latents -------------------------------------------------------------------------------------
 
-    def encode(self, cells: Minibatch | SparseMinibatch) -> Normal:
-        """The posterior q(z | x), ``(n, k)``; for ``"ln"`` that of z before its softmax."""
-        mean, variance = self.z_encoder(*self.encoder_input(cells))
+    def encode(self, cells: Minibatch | SparseMinibatch, generator: torch.Generator | None = None) -> Normal:
+        """The posterior q(z | x), ``(n, k)``; for ``"ln"`` that of z before its softmax.
+
+        ``generator`` draws what dropout keeps in training, as in what follows; by default torch's global one does.
+        """
+        mean, variance = self.z_encoder(*self.encoder_input(cells), generator)
         return Normal(mean, variance.sqrt(), validate_args=False)
 
-    def encode_library(self, cells: Minibatch | SparseMinibatch) -> Normal:
+    def encode_library(self, cells: Minibatch | SparseMinibatch, generator: torch.Generator | None = None) -> Normal:
         """The posterior q(log l | x), ``(n, 1)``, of a learned library size."""
         assert self.library_encoder is not None, "only a learned library size has a posterior"
-        mean, variance = self.library_encoder(*self.encoder_input(cells))
+        mean, variance = self.library_encoder(*self.encoder_input(cells), generator)
         return Normal(mean, variance.sqrt(), validate_args=False)
 
     def encoder_input(self, cells: Minibatch | SparseMinibatch) -> tuple[Tensor | SparseRows, Tensor | None]:
@@ -238,11 +241,13 @@ class VAE(nn.Module):
         """Whether sparse minibatches do: where all that touches counts has a kernel for it."""
         return self.config.has_counts and not self.config.encode_covariates
 
-    def reconstruct(self, cells: Minibatch | SparseMinibatch) -> Reconstruction:
+    def reconstruct(
+        self, cells: Minibatch | SparseMinibatch, generator: torch.Generator | None = None
+    ) -> Reconstruction:
         """Encode cells, draw z (and l, where it is learned) once, and decode it."""
-        posterior = self.encode(cells)
-        log_library, kl_l = self._library(cells)
-        latent = self.to_latent(posterior.rsample())
+        posterior = self.encode(cells, generator)
+        log_library, kl_l = self._library(cells, generator)
+        latent = self.to_latent(draw_normal(posterior, generator))
         if isinstance(cells, SparseMinibatch):
             return Reconstruction(posterior, latent, loss=self.fused_loss(cells, latent, log_library), kl_l=kl_l)
         output = self.decode(latent, cells.codes_nc, cells.continuous_nd)
@@ -276,43 +281,32 @@ class VAE(nn.Module):
             precision=decoder.precision if self.training else torch.float32,
         )
 
-    def elbo(self, cells: Minibatch | SparseMinibatch) -> Elbo:
+    def elbo(self, cells: Minibatch | SparseMinibatch, generator: torch.Generator | None = None) -> Elbo:
         """The parts of the evidence lower bound of cells, at one draw of z (and of l, where it is learned)."""
         if isinstance(cells, SparseMinibatch):
-            return self._sparse_elbo(cells)
-        drawn = self.reconstruct(cells)
+            return self._sparse_elbo(cells, generator)
+        drawn = self.reconstruct(cells, generator)
         prior = Normal(torch.zeros_like(drawn.posterior.loc), 1.0)
         kl_z = kl_divergence(drawn.posterior, prior).sum(-1)
         return Elbo(reconstruction=drawn.loss, kl_z=kl_z, kl_l=drawn.kl_l)
 
-    def _sparse_elbo(self, cells: SparseMinibatch) -> Elbo:
+    def _sparse_elbo(self, cells: SparseMinibatch, generator: torch.Generator | None) -> Elbo:
         """The same where counts are sparse, by kernels."""
-        mean, log_variance = self.z_encoder.raw(*self.encoder_input(cells))
-        log_library, kl_l = self._library(cells)  # before z: in the order of plain torch's random numbers
-        z, kl_z = draw_posterior(mean, log_variance, LEAST_VARIANCE)
+        mean, log_variance = self.z_encoder.raw(*self.encoder_input(cells), generator)
+        log_library, kl_l = self._library(cells, generator)  # before z: in the order of plain torch's random numbers
+        z, kl_z = draw_posterior(mean, log_variance, LEAST_VARIANCE, generator)
         return Elbo(self.fused_loss(cells, self.to_latent(z), log_library), kl_z, kl_l)
 
-    def _library(self, cells: Minibatch | SparseMinibatch) -> tuple[Tensor, Tensor]:
+    def _library(self, cells: Minibatch | SparseMinibatch, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """The log library size, ``(n, 1)``, and its KL, ``(n,)``: zero where it is given."""
         if self.config.learns_library:
-            return self._learned_library(cells)
+            return self._learned_library(cells, generator)
         return cells.library_n1.log(), cells.library_n1.new_zeros(len(cells))
 
-    def _learned_library(self, cells: Minibatch | SparseMinibatch) -> tuple[Tensor, Tensor]:
-        posterior = self.encode_library(cells)
+    def _learned_library(
+        self, cells: Minibatch | SparseMinibatch, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        posterior = self.encode_library(cells, generator)
         batch = cells.codes_nc[:, :1]
         prior = Normal(self.library_log_mean[batch], self.library_log_variance[batch].sqrt(), validate_args=False)
-        return posterior.rsample(), kl_divergence(posterior, prior).sum(-1)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode: in training, batch normalisation would mix the points of a tile."""
-    training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
+        return draw_normal(posterior, generator), kl_divergence(posterior, prior).sum(-1)

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
+from scdecode._utils.inference import in_evaluation
 from scdecode.conditions import Conditions
 from scdecode.decoding.requests import TILE_BYTES
 from scdecode.decoding.slots import library_sizes, slot_inputs
-from scdecode.devices import seeded
-from scdecode.likelihoods import make_likelihood
-from scdecode.vae import VAE, evaluating
+from scdecode.draws import make_generator
+from scdecode.likelihoods import draw_counts, make_likelihood
+from scdecode.vae import VAE
 
 
 def drawn_counts(
@@ -19,15 +20,19 @@ def drawn_counts(
 ) -> Tensor:
     """Counts drawn from the likelihood, ``(draws, n, genes)``; each draw has one of its point's conditions."""
     drawn = []
+    seed = int(torch.randint(2**62, (1,), generator=generator, device="cpu"))
+    there = make_generator(seed, z_snk.device)
+    here = there if z_snk.device.type == "cpu" else make_generator(seed)
     group = slice(None) if conditions.group_n is None else conditions.group_n[rows]
     weights = torch.from_numpy(conditions.weights_gm[group]).expand(z_snk.shape[1], -1)
     log_library = library_sizes(conditions, rows, z_snk.device).log()
-    with seeded(int(torch.randint(2**62, (1,), generator=generator, device="cpu")), z_snk.device):
-        for z in z_snk.split(max(1, TILE_BYTES // (4 * vae.n_genes * z_snk.shape[1]))):
-            slot = torch.multinomial(weights, len(z), replacement=True).t() if conditions.n_slots > 1 else 0
-            codes, continuous, _ = slot_inputs(conditions, rows, slot, z.device)
-            output = vae.decode(z, codes, continuous, genes=genes)
-            drawn.append(vae.likelihood(output, log_library, codes, genes).sample())
+    for z in z_snk.split(max(1, TILE_BYTES // (4 * vae.n_genes * z_snk.shape[1]))):
+        slot: Tensor | int = 0
+        if conditions.n_slots > 1:
+            slot = torch.multinomial(weights, len(z), replacement=True, generator=here).t()
+        codes, continuous, _ = slot_inputs(conditions, rows, slot, z.device)
+        output = vae.decode(z, codes, continuous, genes=genes)
+        drawn.append(draw_counts(vae.likelihood(output, log_library, codes, genes), there))
     return torch.cat(drawn)
 
 
@@ -36,11 +41,7 @@ def distribution(vae: VAE, z: Tensor, conditions: Conditions, genes: Tensor | No
 
     Averaged over several conditions it is, for each gene, the mixture over them.
     """
-    with evaluating(vae):
-        return _distribution(vae, z, conditions, genes)
-
-
-def _distribution(vae: VAE, z: Tensor, conditions: Conditions, genes: Tensor | None) -> Distribution:
+    vae = in_evaluation(vae)
     rows = slice(0, len(z))
     log_library = library_sizes(conditions, rows, z.device).log()
     if conditions.n_slots == 1:

@@ -1,30 +1,30 @@
 """Latents to expression: tiles of points through the decoder, averaged over conditions, with draws where asked.
 
-Nothing here touches the training state: whatever mode the network is in, it decodes in evaluation mode, and is left as
-it was. Nor are the global random generators touched.
+Nothing here touches the training state: whatever mode the network is in, it decodes in evaluation mode, and is never
+changed. Nor are the global random generators touched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scdecode._utils.inference import in_evaluation, inference_on
 from scdecode.conditions import Conditions
 from scdecode.decode_plan import Given, Plan, make_plan, worth_loops
 from scdecode.decoding.mixtures import drawn_counts
 from scdecode.decoding.noise import count_noise
 from scdecode.decoding.requests import Request
 from scdecode.decoding.slots import averaged
-from scdecode.draws import even_normals
+from scdecode.draws import even_normals, make_generator
 from scdecode.errors import InputError
 from scdecode.kernels.threads import own_threads, side_by_side
 from scdecode.points import Points, draw
-from scdecode.vae import VAE, evaluating
+from scdecode.vae import VAE
 
 QUANTILES = {"q05": 0.05, "q95": 0.95}
 
@@ -85,22 +85,19 @@ def draw_tiles(
     The draws of all points are the same ones times each point's spread, from ``request.seed``: those of two conditions,
     or of neighbouring points, belong together. Where the points have no spread there is one, the point itself.
     """
-    with _at_home(vae, device):
-        plan = _plan_for(vae, points, conditions, request, device)
-        genes = None if request.genes is None else torch.tensor(request.genes, device=device)
-        k = points.z_nk.shape[1]
-        noise = torch.zeros(1, k) if request.n_samples is None else even_normals(request.n_samples, k, request.seed)
-        for rows in _rows(len(points), request.chunk_size):
-            z = draw(points, rows, noise.unsqueeze(1))
-            if plan is not None:
-                with torch.no_grad():
-                    draws = np.empty((len(noise) * z.shape[1], plan.n_genes), dtype=np.float32)
-                    plan.fill(given_of(z, conditions, rows, request.quantity), draws)
-                yield rows, draws.reshape(len(noise), z.shape[1], -1)
-            else:
-                with torch.inference_mode(), evaluating(vae):
-                    values = averaged(vae, z.to(device), conditions, rows, request.quantity, genes)
-                yield rows, values.cpu().numpy()
+    vae = inference_on(vae, device)
+    plan = _plan_for(vae, points, conditions, request, device)
+    genes = None if request.genes is None else torch.tensor(request.genes, device=device)
+    k = points.z_nk.shape[1]
+    noise = torch.zeros(1, k) if request.n_samples is None else even_normals(request.n_samples, k, request.seed)
+    for rows in _rows(len(points), request.chunk_size):
+        z = draw(points, rows, noise.unsqueeze(1))
+        if plan is not None:
+            draws = np.empty((len(noise) * z.shape[1], plan.n_genes), dtype=np.float32)
+            plan.fill(given_of(z, conditions, rows, request.quantity), draws)
+            yield rows, draws.reshape(len(noise), z.shape[1], -1)
+        else:
+            yield rows, averaged(vae, z.to(device), conditions, rows, request.quantity, genes).cpu().numpy()
 
 
 def noise_of_counting(vae: VAE, points: Points, conditions: Conditions, request: Request, tile: Tile) -> np.ndarray:
@@ -116,25 +113,12 @@ def noise_of_counting(vae: VAE, points: Points, conditions: Conditions, request:
         noise = even_normals(request.n_samples, points.z_nk.shape[1], request.seed)
         return draw(points, rows, noise.unsqueeze(1)).to(device)
 
-    with evaluating(vae):
-        return count_noise(vae, drawn, conditions, rows, request.quantity, genes, tile.values, tile.layers.get("std"))
+    vae = in_evaluation(vae)
+    return count_noise(vae, drawn, conditions, rows, request.quantity, genes, tile.values, tile.layers.get("std"))
 
 
 def _rows(n_points: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, n_points)) for start in range(0, n_points, size))
-
-
-@contextmanager
-def _at_home(vae: VAE, device: torch.device) -> Iterator[None]:
-    """The network on a device, and afterwards where it was: not the CPU where it is decoded between epochs on a GPU."""
-    home = next(vae.parameters()).device
-    if home != device:
-        vae.to(device)
-    try:
-        yield
-    finally:
-        if home != device:
-            vae.to(home)
 
 
 def _spread_tiles(
@@ -162,24 +146,22 @@ def _point_tiles(
     into: np.ndarray | None,
 ) -> Iterator[Tile]:
     """The points themselves."""
-    with _at_home(vae, device):
-        plan = _plan_for(vae, points, conditions, request, device)
-        genes = None if request.genes is None else torch.tensor(request.genes, device=device)
-        size = request.chunk_size if plan is None or into is None else max(request.chunk_size, _STRETCH)
-        for rows in _rows(len(points), size):
-            if plan is not None:
-                n = rows.stop - rows.start
-                values = np.empty((n, plan.n_genes), dtype=np.float32) if into is None else into[rows]
-                with torch.no_grad():
-                    plan.fill(given_of(points.z_nk[rows], conditions, rows, request.quantity), values)
-                tile = Tile(rows.start, rows.stop, values, {})
-            else:
-                with torch.inference_mode(), evaluating(vae):
-                    decoded = averaged(vae, points.z_nk[rows].to(device), conditions, rows, request.quantity, genes)
-                tile = _placed(Tile(rows.start, rows.stop, decoded.cpu().numpy(), {}), into)
-            if request.count_noise:
-                tile.layers["std_counts"] = noise_of_counting(vae, points, conditions, request, tile)
-            yield tile
+    vae = inference_on(vae, device)
+    plan = _plan_for(vae, points, conditions, request, device)
+    genes = None if request.genes is None else torch.tensor(request.genes, device=device)
+    size = request.chunk_size if plan is None or into is None else max(request.chunk_size, _STRETCH)
+    for rows in _rows(len(points), size):
+        if plan is not None:
+            n = rows.stop - rows.start
+            values = np.empty((n, plan.n_genes), dtype=np.float32) if into is None else into[rows]
+            plan.fill(given_of(points.z_nk[rows], conditions, rows, request.quantity), values)
+            tile = Tile(rows.start, rows.stop, values, {})
+        else:
+            decoded = averaged(vae, points.z_nk[rows].to(device), conditions, rows, request.quantity, genes)
+            tile = _placed(Tile(rows.start, rows.stop, decoded.cpu().numpy(), {}), into)
+        if request.count_noise:
+            tile.layers["std_counts"] = noise_of_counting(vae, points, conditions, request, tile)
+        yield tile
 
 
 def _count_tiles(
@@ -187,17 +169,16 @@ def _count_tiles(
 ) -> Iterator[Tile]:
     """Drawn counts."""
     assert request.n_samples is not None, "settled by make_request"
-    with _at_home(vae, device):
-        genes = None if request.genes is None else torch.tensor(request.genes, device=device)
-        for rows in _rows(len(points), request.chunk_size):
-            # a seed a tile: what is drawn for a tile does not depend on the tiles before it
-            generator = torch.Generator().manual_seed((request.seed * 1_000_003 + rows.start) % 2**63)
-            shape = (request.n_samples, rows.stop - rows.start, points.z_nk.shape[1])
+    vae = inference_on(vae, device)
+    genes = None if request.genes is None else torch.tensor(request.genes, device=device)
+    for rows in _rows(len(points), request.chunk_size):
+        # a seed a tile: what is drawn for a tile does not depend on the tiles before it
+        generator = make_generator(request.seed * 1_000_003 + rows.start)
+        shape = (request.n_samples, rows.stop - rows.start, points.z_nk.shape[1])
+        with torch.no_grad():
             noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
-            with torch.inference_mode(), evaluating(vae):
-                z = draw(points, rows, noise).to(device)
-                values = drawn_counts(vae, z, conditions, rows, genes, generator)
-            yield Tile(rows.start, rows.stop, values.transpose(0, 1).reshape(-1, values.shape[-1]).cpu().numpy(), {})
+            values = drawn_counts(vae, draw(points, rows, noise).to(device), conditions, rows, genes, generator)
+        yield Tile(rows.start, rows.stop, values.transpose(0, 1).reshape(-1, values.shape[-1]).cpu().numpy(), {})
 
 
 def _placed(tile: Tile, into: np.ndarray | None) -> Tile:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from scdecode.config import ModelConfig
-from scdecode.devices import seeded
+from scdecode.draws import drawing_from, make_generator
 from scdecode.errors import (
     ConditionWarning,
     CorruptModelError,
@@ -321,7 +321,7 @@ def weights_of(model: StoredModel) -> dict[str, Tensor]:
 
 def _library_encoder(model: StoredModel) -> dict[str, Tensor]:
     """An encoder of the library size, which scvi-tools has in every model and uses in those that learn it."""
-    with seeded(0, torch.device("cpu")):
+    with drawing_from(make_generator(0)):
         return _of_the_library(build_vae(_learning(model.config), model.schema), model.config)
 
 

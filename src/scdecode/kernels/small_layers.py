@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scdecode.draws import draw_kept, draw_standard
+
 _NONE = torch.empty(0, 0, dtype=torch.float32)
 
 
@@ -47,11 +49,11 @@ class NormalRelu(torch.autograd.Function):
         return d_x, d_weight, d_bias, None, None
 
 
-def normal_relu_dropout(x: Tensor, norm: nn.BatchNorm1d, dropout: nn.Dropout | None) -> Tensor:
+def normal_relu_dropout(
+    x: Tensor, norm: nn.BatchNorm1d, dropout: nn.Dropout | None, generator: torch.Generator | None = None
+) -> Tensor:
     """Batch normalisation, ReLU and dropout of ``(n, h)`` in training; the draws are those of torch's dropout."""
-    kept = _NONE
-    if dropout is not None:
-        kept = torch.empty(x.shape, dtype=torch.float32).bernoulli_(1 - dropout.p).div_(1 - dropout.p)
+    kept = _NONE if dropout is None else draw_kept(x.detach(), dropout.p, generator)
     out: Tensor = NormalRelu.apply(x, norm.weight, norm.bias, kept, norm)  # type: ignore[no-untyped-call]
     return out
 
@@ -85,12 +87,14 @@ class Draw(torch.autograd.Function):
         return d_mean, d_log_variance, None, None
 
 
-def draw_posterior(mean: Tensor, log_variance: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+def draw_posterior(
+    mean: Tensor, log_variance: Tensor, floor: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """A draw of ``Normal(mean, exp(log_variance) + floor)``, ``(n, k)``, and its KL to a standard normal, ``(n,)``.
 
     The random numbers are those of torch's ``Normal.rsample``.
     """
-    noise = torch.normal(torch.zeros(mean.shape, dtype=torch.float32), torch.ones(mean.shape, dtype=torch.float32))
+    noise = draw_standard(mean.detach(), generator)
     z, kl = Draw.apply(mean, log_variance, noise, floor)  # type: ignore[no-untyped-call]
     return z, kl
 

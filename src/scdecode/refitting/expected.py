@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from scdecode._utils.inference import in_evaluation
 from scdecode.conditions import Conditions, resolve
 from scdecode.decoding import draw_tiles, make_request, slot_inputs
 from scdecode.likelihoods import NegativeBinomial
 from scdecode.model import SCVI
 from scdecode.points import Points, read_points
 from scdecode.refitting.pooling import Pooled
-from scdecode.vae import evaluating
 
 _KNOTS = 34  # points of a path at which the model is asked in every condition; between them it is interpolated
 LEAST = 1e-8
@@ -187,8 +187,8 @@ def _dispersion(
     if vae.log_theta is None:  # it depends on the cell: its mean along the path
         points = read_points(z, model.config.n_latent, simplex=model.config.latent_distribution == "ln")
         codes, continuous, _ = slot_inputs(_resolve(model, points, given, 1e4), slice(0, len(points)), 0, z.device)
-        with torch.inference_mode(), evaluating(vae):
-            log_theta = vae.decode(points.z_nk, codes, continuous).log_theta
+        with torch.no_grad():
+            log_theta = in_evaluation(vae).decode(points.z_nk, codes, continuous).log_theta
         assert log_theta is not None, "the decoder has a head for it"
         return _inverse(log_theta).mean(axis=0, keepdims=True), None
     return _inverse(vae.log_theta), pooled.codes_mc[pooled.combination_b, 0] if kind == "gene-batch" else None
