@@ -24,11 +24,7 @@ def learned():
 def at_the_mean(monkeypatch):
     """Draws are the means."""
 
-    def mean(self, sample_shape=()):
-        return self.loc.expand((*sample_shape, *self.loc.shape))
-
-    for name in ("sample", "rsample"):
-        monkeypatch.setattr(Normal, name, mean)
+    monkeypatch.setattr("scdecode.draws.draw_standard", lambda like, generator: torch.zeros_like(like))
 
 
 def by_hand(model):

@@ -206,8 +206,7 @@ def test_a_hidden_layer_by_hand(rate, n_levels):
         codes = torch.stack([torch.zeros(n, dtype=torch.int64), *(torch.randint(0, k, (n,)) for k in n_levels)], 1)[
             :, 1:
         ]
-        torch.manual_seed(n)
-        kept = step.draw(n)
+        kept = step.draw(n, torch.Generator().manual_seed(n))
         assert (rate == 0.0) == (kept is NOTHING)
         out = step.forward(x, codes.numpy(), kept).clone()
         torch.manual_seed(n)

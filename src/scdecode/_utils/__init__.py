@@ -1,1 +1,1 @@
-"""Shared helpers, which know nothing of models."""
+"""Helpers that more than one package shares."""
