@@ -12,11 +12,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from scdecode._utils.levels import Category
 from scdecode.cells import Cells
 from scdecode.config import ModelConfig
 from scdecode.formats.scvi_names import to_ours
 from scdecode.minibatches import Minibatch
-from scdecode.schema import Category, Columns, Schema, tabulate_conditions
+from scdecode.schema import Columns, Schema, tabulate_conditions
 from scdecode.vae import VAE
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from small_models import make_adata, make_model
 
 import scdecode as sd
+from scdecode._utils.levels import Category
 from scdecode.conditions import resolve, slots_in_words
 from scdecode.errors import ConditionError, ConditionWarning
 from scdecode.said import OUR_COLUMNS
-from scdecode.schema import Category, Columns, Schema, TrainingConditions
+from scdecode.schema import Columns, Schema, TrainingConditions
 
 BATCHES = ("batch_1", "batch_2", "batch_3")
 
@@ -135,8 +136,10 @@ def test_names_that_are_numbers_or_truth_values():
     assert slots(schema, batch=range(2), categorical={"sex": False}) == pytest.approx(
         {("0", "False"): 0.5, ("1", "False"): 0.5}
     )
-    with pytest.raises(ConditionError, match=r"batch: 1\.0 is not one of"):  # another name, and it says so
-        resolve(schema, 4, batch=np.array([1.0, 0, 1, 0]))
+    for value in (np.array([1.0, 0, 1, 0]), np.array([1, 0, 1, 0], dtype=np.float32), np.array([True, False] * 2)):
+        assert resolve(schema, 4, batch=value).obs["batch"].tolist() == ["1", "0", "1", "0"]
+    with pytest.raises(ConditionError, match=r"batch: 1\.5 is not one of"):
+        resolve(schema, 4, batch=np.array([1.5, 0, 1, 0]))
 
 
 def test_per_point_and_average_together():

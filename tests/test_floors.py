@@ -18,13 +18,13 @@ LONGEST = 500  # lines
 Import = tuple[int, str, bool]  # line, dotted name, whether it runs when the file is imported
 
 
-def read_floors(text: str) -> dict[str, int]:
+def read_floors(text: str) -> dict[str, float]:
     """The rows ``| floor | `file`, `file` | concept |`` of a Markdown text; a folder ends with a slash."""
-    floors: dict[str, int] = {}
-    for row in re.finditer(r"^\| *(\d+) *\|([^|]*)\|", text, flags=re.MULTILINE):
+    floors: dict[str, float] = {}
+    for row in re.finditer(r"^\| *(\d+(?:\.\d+)?) *\|([^|]*)\|", text, flags=re.MULTILINE):
         for name in re.findall(r"`([^`]+)`", row[2]):
             assert name not in floors, f"{name} has two rows"
-            floors[name] = int(row[1])
+            floors[name] = float(row[1])
     return floors
 
 
@@ -33,7 +33,7 @@ def files(tree: Path) -> list[str]:
     return sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*.py"))
 
 
-def row_of(file: str, floors: dict[str, int]) -> str | None:
+def row_of(file: str, floors: dict[str, float]) -> str | None:
     """The row that a file stands in: its own, or that of the nearest folder around it."""
     folders = [f"{folder.as_posix()}/" for folder in Path(file).parents]
     return next((row for row in [file, *folders] if row in floors), None)
@@ -83,7 +83,7 @@ def target(dotted: str, tree: Path) -> str | None:
     return "__init__.py" if len(parts) == 1 else None  # `from scdecode import name`: a name of the package itself
 
 
-def misplaced(tree: Path, floors: dict[str, int]) -> list[str]:
+def misplaced(tree: Path, floors: dict[str, float]) -> list[str]:
     """Files without a row, and rows without a file."""
     found = files(tree)
     homeless = [f"{file} has no row in the table" for file in found if row_of(file, floors) is None]
@@ -91,7 +91,7 @@ def misplaced(tree: Path, floors: dict[str, int]) -> list[str]:
     return homeless + [f"{row} has a row in the table, but does not exist" for row in floors if row not in used]
 
 
-def climbs(tree: Path, floors: dict[str, int]) -> list[str]:
+def climbs(tree: Path, floors: dict[str, float]) -> list[str]:
     """Imports inside the package ``tree`` that do not go to a lower floor, or to the same folder."""
     wrong = []
     for file in files(tree):

@@ -11,9 +11,9 @@ from small_models import EVERYTHING, make_adata
 
 import scdecode as sd
 from scdecode import training
+from scdecode._utils.levels import Category
 from scdecode.errors import ConditionError, ConfigError, InputError, NotTrainedError, TrainingError
 from scdecode.minibatches import labelled_order, split_labelled
-from scdecode.schema import Category
 
 pytestmark = pytest.mark.filterwarnings("ignore::scdecode.errors.SupportWarning")
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from scdecode._utils.levels import Category
 from scdecode.errors import ConditionError
 from scdecode.schema import (
     N_CONTINUOUS_GROUPS,
-    Category,
     Columns,
     Schema,
     TrainingConditions,

@@ -14,13 +14,15 @@ from anndata import AnnData
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from scdecode._utils.counts_place import counts_in
 from scdecode._utils.inference import inference_on
-from scdecode.cells import UNREAD, Cells, check_cells, check_rows, check_unchanged, read_cells
+from scdecode._utils.levels import Category
+from scdecode.cells import UNREAD, Cells, check_cells, check_libraries, check_rows, check_unchanged, read_cells
 from scdecode.config import ModelConfig
 from scdecode.devices import choose_device
 from scdecode.draws import draw_normal, make_generator
 from scdecode.encoding import BATCH_SIZE, encode_sparse, stays_sparse
-from scdecode.errors import ConditionError, CountsWarning, InputError, check_integer, listing, unknown_name, warn
+from scdecode.errors import ConditionError, CountsWarning, InputError, check_integer, listing, warn
 from scdecode.minibatches import Minibatch, gather, rows_of
 from scdecode.schema import Schema
 from scdecode.training import Network
@@ -82,7 +84,15 @@ class Latents:
         return latent, draw_normal(library, generator, n_samples)
 
 
-def cells_for(model: OnCells, adata: AnnData | None, indices: Any, *, need_conditions: bool) -> Cells:
+def cells_for(
+    model: OnCells,
+    adata: AnnData | None,
+    indices: Any,
+    *,
+    need_conditions: bool,
+    layer: str | None = None,
+    use_raw: bool | None = None,
+) -> Cells:
     """The cells that a method was given, or those that the model was made of.
 
     Parameters
@@ -93,6 +103,8 @@ def cells_for(model: OnCells, adata: AnnData | None, indices: Any, *, need_condi
         As the user gave them; None is all.
     need_conditions
         Whether a batch or a covariate that is not there is an error.
+    layer, use_raw
+        Where the counts of ``adata`` are; by default where those of the training cells were.
 
     Raises
     ------
@@ -101,13 +113,18 @@ def cells_for(model: OnCells, adata: AnnData | None, indices: Any, *, need_condi
     """
     model.check_trained()
     if adata is None and model._cells is not None:
+        if layer is not None or use_raw is not None:
+            raise InputError("layer, use_raw: got one without adata; expected both; pass the AnnData, or leave it out")
         check_unchanged(model._cells)
         return model._cells if indices is None else model._cells.at(indices)
     adata = model.adata if adata is None else adata
     if adata is None:
         raise InputError("adata: none came, and a model that was opened from files has no cells; pass an AnnData")
-    cells = read_cells(adata, model.schema, need_conditions=need_conditions, indices=indices)
-    check_cells(cells, model.config)
+    cells = read_cells(
+        adata, model.schema, need_conditions=need_conditions, indices=indices, layer=layer, use_raw=use_raw
+    )
+    columns = counts_in(adata, model.schema.columns, layer, use_raw)
+    check_cells(cells, model.config, columns, adata, need_library=False)
     return cells
 
 
@@ -128,6 +145,8 @@ def choose(model: OnCells, adata: AnnData | None, indices: Any, *, need_library:
     source = model.adata if adata is None else adata
     if source is None:
         names = pd.RangeIndex(len(cells)).astype(str)
+        if need_library:
+            check_libraries(cells, config, names)
         return Chosen(cells, names, pd.Index(model.schema.genes))
     if adata is None and model._cells is not None and source.n_obs != len(model._cells):
         raise InputError(
@@ -135,6 +154,8 @@ def choose(model: OnCells, adata: AnnData | None, indices: Any, *, need_library:
             "pass the cells you mean as adata=..."
         )
     names = source.obs_names if indices is None else source.obs_names[check_rows(indices, source.n_obs)]
+    if need_library:
+        check_libraries(cells, config, names)
     same = tuple(source.var_names) == model.schema.genes
     return Chosen(cells, names, source.var_names if same else pd.Index(model.schema.genes))
 
@@ -153,11 +174,11 @@ def batch_codes(schema: Schema, transform_batch: Any) -> list[int | None]:
     wanted = [transform_batch] if one else list(transform_batch)
     if not wanted:
         raise InputError("transform_batch: an empty list came, a batch, a list of batches or None was expected")
-    known = {"0": 0} if schema.batch is None else schema.batch.codes  # scvi-tools calls the one batch 0
-    for name in wanted:
-        if name is not None and str(name) not in known:
-            raise ConditionError(unknown_name("transform_batch", name, known, "training batches"))
-    return [None if name is None else known[str(name)] for name in wanted]
+    batches = Category("batch", ("0",)) if schema.batch is None else schema.batch  # scvi-tools calls the one batch 0
+    return [
+        None if name is None else int(batches.encode([name], "transform_batch", "training batches")[0])
+        for name in wanted
+    ]
 
 
 def gene_positions(schema: Schema, gene_list: Any) -> np.ndarray | None:

@@ -7,7 +7,6 @@ it lacks is listed.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
-from pandas.api.types import is_bool_dtype, is_float_dtype, is_integer_dtype
 
+from scdecode._utils.counts_place import counts_in, counts_matrix, gene_names, place_of_counts, place_of_genes
+from scdecode._utils.gene_names import check_unique, positions_of
+from scdecode._utils.levels import Category, level_name
+from scdecode._utils.obs_columns import column_of, factorize, has_column, is_name, numbers_of
 from scdecode.config import ModelConfig
 from scdecode.errors import (
     ConditionError,
@@ -31,8 +33,16 @@ from scdecode.errors import (
     unknown_name,
     warn,
 )
-from scdecode.matrices import check_counts, check_no_empty_cells, to_csr
-from scdecode.schema import Category, Columns, LevelKind, Schema, tabulate_conditions
+from scdecode.matrices import (
+    SAY_WHERE,
+    check_counts,
+    check_no_empty_cells,
+    counts_elsewhere,
+    to_csr,
+    totals,
+    warn_of_fractions,
+)
+from scdecode.schema import Columns, Schema, columns_to_dict, tabulate_conditions
 
 SETUP_KEY = "scdecode_setup"
 """Where in ``uns`` :func:`setup_anndata` notes the names of the columns."""
@@ -40,7 +50,8 @@ SETUP_KEY = "scdecode_setup"
 # what h5py, zarr and their codecs raise on a damaged or a foreign file
 _UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, EOFError)
 
-_PIECE = 2**18  # counts that are added up at once
+_KEYS = ("batch_key", "labels_key", "size_factor_key")
+_LISTS = ("categorical_covariate_keys", "continuous_covariate_keys")
 
 UNREAD = -1
 """The code of a condition that was neither needed nor there; as an index it fails, so it cannot pass for a level."""
@@ -86,8 +97,17 @@ def open_anndata(path: str | Path) -> AnnData:
         ) from error
 
 
-def setup_anndata(adata: AnnData, columns: Columns) -> None:
+def setup_anndata(adata: AnnData, columns: Columns, layer: str | None = None, use_raw: bool = False) -> None:
     """Check that the layer and the columns are there, and note their names in ``adata.uns``.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    columns
+        Of ``adata.obs``, and whether counts may be fractions.
+    layer, use_raw
+        Where the counts are, as for :func:`counts_in`.
 
     Raises
     ------
@@ -96,10 +116,28 @@ def setup_anndata(adata: AnnData, columns: Columns) -> None:
     """
     if not isinstance(adata, AnnData):
         raise InputError(f"adata: {type(adata).__name__} came, an AnnData was expected")
+    allowed = columns.allow_fractional_counts
+    if not isinstance(allowed, bool | np.bool_):
+        raise InputError(f"allow_fractional_counts: got {allowed!r}, expected True or False")
+    columns = dataclasses.replace(columns, allow_fractional_counts=bool(allowed))
+    columns = counts_in(adata, columns, layer, use_raw)
     check_columns(adata, columns)
-    named = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(columns).items()}
-    # an .h5ad file holds no None; "" is a value, as of an unlabelled category
-    adata.uns[SETUP_KEY] = {key: value for key, value in named.items() if value not in (None, [])}
+    as_text: dict[str, Any] = {name: str(key) for name in _KEYS if (key := getattr(columns, name)) is not None}
+    as_text |= {name: tuple(map(str, getattr(columns, name))) for name in _LISTS}
+    note_columns(adata, dataclasses.replace(columns, **as_text))
+
+
+def note_columns(adata: AnnData, columns: Columns) -> None:
+    """Note in ``adata.uns`` what was said of its columns; an .h5ad file holds no None, so that has no entry."""
+    adata.uns[SETUP_KEY] = columns_to_dict(columns)
+
+
+def note_unlabeled(adata: AnnData, unlabeled_category: Any) -> None:
+    """Note the name of the level that unlabelled cells have: "-1.0" of a column of numbers, where -1 was said."""
+    columns = setup_of(adata)
+    labels = read_labels(adata.obs, columns, unlabeled_category)
+    assert labels is not None, "the column of labels was checked"
+    note_columns(adata, dataclasses.replace(columns, unlabeled_category=labels.names[-1]))
 
 
 def setup_of(adata: AnnData) -> Columns:
@@ -120,25 +158,34 @@ def setup_of(adata: AnnData) -> Columns:
     noted: dict[str, Any] = dict(found)
     for key in ("categorical_covariate_keys", "continuous_covariate_keys"):
         noted[key] = tuple(str(name) for name in np.atleast_1d(noted.get(key, ())))
+    for key in ("use_raw", "allow_fractional_counts"):
+        noted[key] = bool(noted.get(key, False))  # of a file, it is numpy's
+    noted.pop("n_classes", None)  # of another program's model, and not of an AnnData
     return Columns(**noted)
 
 
 def check_columns(adata: AnnData, columns: Columns, optional: Sequence[str] = ()) -> None:
     """Raise :class:`InputError` for a layer or a column that is not there, unless it is ``optional``."""
+    if columns.use_raw and adata.raw is None:
+        raise InputError(
+            "use_raw: adata.raw is None, and its counts are asked for; expected an AnnData with adata.raw; leave "
+            f"use_raw out for the counts in adata.X, or name one of the layers {listing(adata.layers)}"
+        )
     if columns.layer is not None and columns.layer not in adata.layers:
-        raise InputError(unknown_name("layer", columns.layer, adata.layers.keys(), "layers of the AnnData"))
+        raw = "; adata.raw is there: pass use_raw=True for its counts" if adata.raw is not None else ""
+        raise InputError(unknown_name("layer", columns.layer, adata.layers.keys(), "layers of the AnnData") + raw)
     names = [str(name) for name in adata.obs.columns]
-    for field in dataclasses.fields(columns):
-        value = getattr(columns, field.name)
-        if isinstance(value, tuple) and len(set(value)) < len(value):
-            raise InputError(f"{field.name}: {listing(value)} came, which names a column twice; each once was expected")
+    for field in (*_KEYS, *_LISTS):
+        value = getattr(columns, field)
+        if isinstance(value, tuple) and len(set(map(str, value))) < len(value):
+            raise InputError(f"{field}: {listing(value)} came, which names a column twice; each once was expected")
         for key in value if isinstance(value, tuple) else (value,):
-            if field.name in ("layer", "unlabeled_category") or key is None:
+            if key is None and not isinstance(value, tuple):
                 continue
-            if key not in names and key not in optional:
-                raise InputError(unknown_name(field.name, key, names, "columns of adata.obs"))
-            if names.count(key) > 1:
-                raise InputError(f"{field.name}: adata.obs has {names.count(key)} columns {key!r}; remove all but one")
+            if not is_name(key) or (str(key) not in names and key not in optional):
+                raise InputError(unknown_name(field, key, names, "columns of adata.obs"))
+            if names.count(str(key)) > 1:
+                raise InputError(f"{field}: adata.obs has {names.count(key)} columns {key!r}; remove all but one")
 
 
 def read_training_cells(adata: AnnData, *, classes: bool = False) -> tuple[Schema, Cells]:
@@ -161,17 +208,20 @@ def read_training_cells(adata: AnnData, *, classes: bool = False) -> tuple[Schem
     if not classes:
         columns = dataclasses.replace(columns, unlabeled_category=None)
     check_columns(adata, columns)
-    if adata.n_obs < 2 or adata.n_vars < 1:
+    n_genes = len(gene_names(adata, columns))
+    if adata.n_obs < 2 or n_genes < 1:
         raise CountsError(
-            f"adata: {adata.n_obs} cells x {adata.n_vars} genes came, at least two cells and a gene were expected"
+            f"adata: {adata.n_obs} cells x {n_genes} genes came, at least two cells and a gene were expected"
         )
-    genes = tuple(adata.var_names.astype(str))
-    _check_unique(genes)
+    genes = tuple(gene_names(adata, columns).astype(str))
+    check_unique(genes, place_of_genes(columns))
     batch = _levels(adata.obs, columns.batch_key) if columns.batch_key else None
     labels = read_labels(adata.obs, columns)
+    if labels is not None and columns.unlabeled_category is not None:  # other cells may be of another type
+        columns = dataclasses.replace(columns, unlabeled_category=labels.names[-1])
     categorical = tuple(_levels(adata.obs, key) for key in columns.categorical_covariate_keys)
-    counts = to_csr(*_matrix(adata, columns.layer))
-    cells = _assemble(adata.obs, counts, columns, batch, categorical, labels, optional=())
+    counts = to_csr(*counts_matrix(adata, columns))
+    cells = _assemble(adata, adata.obs, counts, columns, batch, categorical, labels, optional=())
     _warn_of_many_levels((batch, *categorical, labels), len(cells))
     schema = Schema(
         genes=genes,
@@ -211,6 +261,8 @@ def read_cells(
     need_conditions: bool,
     need_all: bool = False,
     indices: np.ndarray | None = None,
+    layer: str | None = None,
+    use_raw: bool | None = None,
 ) -> Cells:
     """Cells of any AnnData in the gene order and the codes of a trained model.
 
@@ -228,6 +280,8 @@ def read_cells(
         Whether labels and a size factor that are not there are an error, too: these are cells to train on.
     indices
         Cells to keep, positions or a mask; by default all.
+    layer, use_raw
+        Where the counts of this AnnData are; by default where those of the training cells were.
 
     Raises
     ------
@@ -240,12 +294,13 @@ def read_cells(
     """
     if not isinstance(adata, AnnData):
         raise InputError(f"adata: {type(adata).__name__} came, an AnnData was expected")
-    columns = schema.columns
+    columns = counts_in(adata, schema.columns, layer, use_raw)
     seen = (columns.batch_key, *columns.categorical_covariate_keys, *columns.continuous_covariate_keys)
     optional = [] if need_all else [key for key in columns.obs_keys if not (need_conditions and key in seen)]
     check_columns(adata, columns, optional)
-    positions = _gene_positions(adata, schema)
-    matrix, place = _matrix(adata, columns.layer)
+    more_names = None if columns.use_raw or adata.raw is None else adata.raw.var_names
+    positions = positions_of(schema.genes, gene_names(adata, columns), place_of_genes(columns), more_names)
+    matrix, place = counts_matrix(adata, columns)
     counts = to_csr(matrix, place)
     obs = adata.obs
     if indices is not None:
@@ -254,7 +309,7 @@ def read_cells(
     if positions is not None:
         counts = sp.csr_matrix(counts[:, positions])
         counts.sort_indices()
-    return _assemble(obs, counts, columns, schema.batch, schema.categorical, schema.labels, optional)
+    return _assemble(adata, obs, counts, columns, schema.batch, schema.categorical, schema.labels, optional)
 
 
 def check_rows(rows: Any, n: int) -> np.ndarray:
@@ -281,18 +336,8 @@ def check_rows(rows: Any, n: int) -> np.ndarray:
     return array
 
 
-def _matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:
-    if layer is not None:
-        return adata.layers[layer], f"adata.layers[{layer!r}]"
-    if adata.X is None:
-        raise CountsError(
-            f"adata.X: there is none; say where the counts are with setup_anndata(adata, layer=...); the layers are "
-            f"{listing(adata.layers)}"
-        )
-    return adata.X, "adata.X"
-
-
 def _assemble(
+    adata: AnnData,
     obs: pd.DataFrame,
     counts: sp.csr_matrix,
     columns: Columns,
@@ -301,15 +346,15 @@ def _assemble(
     labels: Category | None,
     optional: Sequence[str],
 ) -> Cells:
-    place = "adata.X" if columns.layer is None else f"adata.layers[{columns.layer!r}]"
-    check_counts(counts, place, whole=False)
+    place = place_of_counts(columns)
+    check_counts(counts, place, whole=False, remedy=lambda: counts_elsewhere(adata, place))
     n = counts.shape[0]
-    total_n = _totals(counts)
+    total_n = totals(counts)
     codes = [
         np.zeros(n, dtype=np.int64) if c is None else _codes(obs, c, optional) for c in (batch, *categorical, labels)
     ]
-    continuous = [_numbers(obs, key, optional) for key in columns.continuous_covariate_keys]
-    factors = None if columns.size_factor_key is None else _numbers(obs, columns.size_factor_key, optional)
+    continuous = [numbers_of(obs, key, optional) for key in columns.continuous_covariate_keys]
+    factors = None if columns.size_factor_key is None else numbers_of(obs, columns.size_factor_key, optional)
     if factors is not None and (factors <= 0).any():
         bad = np.flatnonzero(factors <= 0)
         raise ConditionError(
@@ -325,26 +370,12 @@ def _assemble(
     )
 
 
-def _totals(counts: sp.csr_matrix) -> np.ndarray:
-    """Total counts of each cell, ``(n,)`` float32, added up in double precision without a copy of the counts."""
-    total_n = np.zeros(counts.shape[0], dtype=np.float32)
-    starts = np.searchsorted(counts.indptr, np.arange(0, counts.nnz, _PIECE), side="right") - 1
-    for first, last in itertools.pairwise([*np.unique(starts), len(total_n)]):  # numpy turns all it adds into doubles
-        indptr = counts.indptr[first : last + 1]
-        filled_n = np.diff(indptr) > 0  # reduceat would take an empty row for the next one's first entry
-        some = counts.data[indptr[0] : indptr[-1]]
-        if filled_n.any():
-            firsts = indptr[:-1][filled_n] - indptr[0]
-            total_n[first:last][filled_n] = np.add.reduceat(some, firsts, dtype=np.float64)
-    return total_n
-
-
 def check_unchanged(cells: Cells) -> None:
     """Raise :class:`CountsError` where the counts are no longer those that were read.
 
     They share memory with the AnnData where they can; scanpy.pp.normalize_total and log1p change that in place.
     """
-    changed = np.flatnonzero(_totals(cells.counts) != cells.library_n)
+    changed = np.flatnonzero(totals(cells.counts) != cells.library_n)
     if len(changed):
         raise CountsError(
             f"adata: the counts of {len(changed):,} of {len(cells):,} cells changed after the model was made, as by "
@@ -353,79 +384,78 @@ def check_unchanged(cells: Cells) -> None:
         )
 
 
-def check_cells(cells: Cells, config: ModelConfig) -> None:
-    """Raise :class:`CountsError` for what a model of these options cannot take.
+def check_cells(
+    cells: Cells,
+    config: ModelConfig,
+    columns: Columns = Columns(),  # noqa: B008  # it is frozen
+    adata: AnnData | None = None,
+    *,
+    need_library: bool = True,
+) -> None:
+    """Refuse what a model cannot take: fractions, and cells without counts where the total is the library size.
 
-    That is fractions, where the likelihood is one of counts; and cells without counts, where the total is the library
-    size.
+    Parameters
+    ----------
+    cells, config
+        What is checked, and for which model; with a size factor or a learned library size, any cell will do.
+    columns
+        Where the counts were, and whether they may be fractions; if that is not known, there is a warning.
+    adata
+        What the cells are of, for advice.
+    need_library
+        Whether library sizes are needed: to encode, they are not.
+
+    Raises
+    ------
+    CountsError
+        If the model cannot take them; the message names the cells.
     """
-    check_counts(cells.counts, "adata", whole=config.has_counts)
+    place = place_of_counts(columns)
+
+    def remedy() -> str:
+        return SAY_WHERE if adata is None else counts_elsewhere(adata, place)
+
+    if config.has_counts and columns.allow_fractional_counts is None:
+        warn_of_fractions(cells.counts, place, remedy)
+    elif config.has_counts and not columns.allow_fractional_counts:
+        check_counts(cells.counts, place, whole=True, remedy=remedy)
+    if need_library:
+        names = None if adata is None or adata.n_obs != len(cells) else adata.obs_names
+        check_libraries(cells, config, names)
+
+
+def check_libraries(cells: Cells, config: ModelConfig, names: pd.Index | None) -> None:
+    """Refuse cells without counts where their total is the library size, which has no logarithm then.
+
+    Raises
+    ------
+    CountsError
+        If there are such cells; the message lists their rows, and their ``names`` if they are known.
+    """
     if config.use_observed_lib_size and not config.use_size_factor:
-        check_no_empty_cells(cells.library_n, "adata")
+        check_no_empty_cells(cells.library_n, "adata", names)
 
 
-def _check_unique(genes: Sequence[str] | pd.Index) -> None:
-    index = pd.Index(genes)
-    if not index.is_unique:
-        twice = index[index.duplicated()].unique().tolist()
-        raise CountsError(
-            f"adata.var_names: {len(twice):,} genes are named more than once {listing(twice, 5)}; call "
-            "adata.var_names_make_unique() first"
-        )
+def read_labels(obs: pd.DataFrame, columns: Columns, unlabeled_category: Any = None) -> Category | None:
+    """Return the labels that occur; None without a column of labels.
 
-
-def _gene_positions(adata: AnnData, schema: Schema) -> np.ndarray | None:
-    """Where the model's genes are in the AnnData; None where they are the same in the same order."""
-    names = pd.Index(adata.var_names.astype(str))
-    if tuple(names) == schema.genes:
-        return None
-    wanted = np.flatnonzero(names.isin(schema.genes))
-    _check_unique(names[wanted])
-    found = names[wanted].get_indexer(pd.Index(schema.genes))
-    missing = [schema.genes[i] for i in np.flatnonzero(found < 0)]
-    if missing:
-        raise CountsError(
-            f"adata.var_names: {len(missing):,} of the model's {schema.n_genes:,} genes are missing "
-            f"{listing(missing)}; give the AnnData before genes were selected, or check that both name genes alike "
-            f"(symbols or identifiers: the AnnData begins {listing(names[:3])})"
-        )
-    return np.asarray(wanted[found])
-
-
-def read_labels(obs: pd.DataFrame, columns: Columns) -> Category | None:
-    """The labels that occur, the unlabelled category last, where there is one; None without a column of labels."""
+    Parameters
+    ----------
+    obs, columns
+        Of the cells.
+    unlabeled_category
+        The level of cells without a label, which comes last; by default that of ``columns``, where it has one.
+    """
     if columns.labels_key is None:
         return None
     labels = _levels(obs, columns.labels_key)
-    return labels if columns.unlabeled_category is None else labels.with_last(columns.unlabeled_category)
+    unlabeled_category = columns.unlabeled_category if unlabeled_category is None else unlabeled_category
+    return labels if unlabeled_category is None else labels.with_last(unlabeled_category)
 
 
 def _levels(obs: pd.DataFrame, key: str) -> Category:
     """The levels of a column that occur, in pandas' order."""
-    names, _ = _factorize(obs[key], key)
-    if len(set(names)) < len(names):
-        raise ConditionError(f"adata.obs[{key!r}]: two of its levels have the same name as text {listing(names)}")
-    return Category(key, names, _kind_of(obs[key]))
-
-
-def _kind_of(column: pd.Series) -> LevelKind:
-    levels = column.cat.categories.dtype if isinstance(column.dtype, pd.CategoricalDtype) else column.dtype
-    kinds: tuple[tuple[LevelKind, Any], ...] = (
-        ("bool", is_bool_dtype),
-        ("int", is_integer_dtype),
-        ("float", is_float_dtype),
-    )
-    return next((kind for kind, belongs in kinds if belongs(levels)), "str")
-
-
-def _factorize(column: pd.Series, key: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """The names of the levels of a column that occur, and the position of each cell's among them."""
-    _check_present(column, key)
-    try:
-        levels = column.astype("category").cat.remove_unused_categories().cat
-    except TypeError as error:  # lists and the like have no hash
-        raise ConditionError(f"adata.obs[{key!r}]: its values are no names ({error}); names were expected") from error
-    return tuple(str(level) for level in levels.categories), levels.codes.to_numpy()
+    return Category.of(key, factorize(column_of(obs, key), key)[0])
 
 
 def _warn_of_many_levels(categories: Sequence[Category | None], n_cells: int) -> None:
@@ -440,41 +470,23 @@ def _warn_of_many_levels(categories: Sequence[Category | None], n_cells: int) ->
 
 def _codes(obs: pd.DataFrame, category: Category, optional: Sequence[str]) -> np.ndarray:
     key = category.key
-    if key not in obs.columns and key in optional:
+    if not has_column(obs, key) and key in optional:
         return np.full(len(obs), UNREAD, dtype=np.int64)
-    names, position_n = _factorize(obs[key], key)
-    unknown = [name for name in names if name not in category.codes]
+    levels, position_n = factorize(column_of(obs, key), key)
+    unknown = [level for level in levels if not category.find(level)]
     if unknown:
         remedy = "; to encode, the column is not needed: you may delete it" if key in optional else ""
+        names = [level_name(level) for level in unknown]
         raise ConditionError(
-            f"adata.obs[{key!r}]: {listing(unknown)} came, not among the {len(category.names):,} levels of the "
-            f"training data {listing(category.names)}{remedy}{suggestion(unknown[0], category.names)}"
+            f"adata.obs[{key!r}]: {listing(names)} came, not among the {len(category.names):,} levels of the "
+            f"training data {listing(category.names)}{remedy}{suggestion(names[0], category.names)}"
         )
-    return np.array([category.codes[name] for name in names], dtype=np.int64)[position_n]
-
-
-def _numbers(obs: pd.DataFrame, key: str, optional: Sequence[str]) -> np.ndarray:
-    if key not in obs.columns and key in optional:
-        return np.full(len(obs), np.nan, dtype=np.float32)
-    column = obs[key]
-    try:
-        if column.dtype.kind in "mMc":  # dates would be nanoseconds
-            raise TypeError(column.dtype)
-        with np.errstate(over="ignore"):
-            values = column.to_numpy(dtype=np.float64).astype(np.float32)
-    except (TypeError, ValueError) as error:
-        _check_present(column, key)
-        raise ConditionError(
-            f"adata.obs[{key!r}]: {column.dtype} came, numbers were expected; a covariate of names is a categorical one"
-        ) from error
-    _check_present(pd.Series(values).where(np.isfinite(values)), key)
-    return values
-
-
-def _check_present(column: pd.Series, key: str) -> None:
-    missing = np.flatnonzero(column.isna().to_numpy())
-    if len(missing):
-        raise ConditionError(
-            f"adata.obs[{key!r}]: {len(missing):,} of {len(column):,} values are missing or infinite (rows "
-            f"{listing(missing.tolist(), 5)}); fill them in, or leave those cells out"
+    codes = category.encode(levels, f"adata.obs[{key!r}]", "levels of the training data")
+    if len(np.unique(codes)) < len(codes):
+        twice = next(code for code in codes if (codes == code).sum() > 1)
+        warn(
+            f"adata.obs[{key!r}]: got the levels {' and '.join(map(repr, levels[codes == twice].tolist()))}, which are "
+            f"both read as the training level {category.names[twice]!r}",
+            ConditionWarning,
         )
+    return codes[position_n]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scdecode._utils.levels import Category
 from scdecode.decoding import Request, Tile, draw_tiles, noise_of_counting, summary
 from scdecode.devices import choose_device
 from scdecode.errors import InputError, PointsError, listing
@@ -18,7 +19,6 @@ from scdecode.expression import Asked, prepare
 from scdecode.model import SCVI
 from scdecode.provenance import Frame
 from scdecode.results import OnTile, collect, stream
-from scdecode.schema import Category
 
 MODELS = "std_models"
 """The layer of the standard deviation between models."""

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from scdecode._utils.levels import Category
 from scdecode.conditions import resolve
 from scdecode.config import ModelConfig
 from scdecode.decoding import decode_tiles, gene_positions, make_request
@@ -25,7 +26,7 @@ from scdecode.provenance import make_frame
 from scdecode.reference import Reference
 from scdecode.results import OnTile, collect, stream
 from scdecode.said import obs_columns
-from scdecode.schema import Category, Schema
+from scdecode.schema import Schema
 from scdecode.selection import Asked, draw_rows, read_asked, shares_of
 from scdecode.support import Support
 from scdecode.vae import VAE

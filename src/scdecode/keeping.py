@@ -200,5 +200,5 @@ def _training_cells(model: Keepable, adata: AnnData) -> Cells:
             "to model.attach_reference(adata, use_rep='scvi_latent_qzm')"
         )
     cells = read_cells(adata, model.schema, need_conditions=True, need_all=True)
-    check_cells(cells, model.config)
+    check_cells(cells, model.config, model.schema.columns, adata, need_library=False)
     return cells

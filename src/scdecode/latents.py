@@ -26,6 +26,8 @@ def posterior(
     indices: Any = None,
     batch_size: int = BATCH_SIZE,
     device: str = "cpu",
+    layer: str | None = None,
+    use_raw: bool | None = None,
 ) -> Normal:
     """The posterior q(z | x) of each cell: a torch ``Normal`` of shape ``(n, k)``.
 
@@ -42,13 +44,16 @@ def posterior(
         Cells that are made dense at once.
     device
         Where to compute.
+    layer, use_raw
+        Where the counts of ``adata`` are: a layer, or ``adata.raw`` (``layer="raw"`` means it, too); by default where
+        those of the training cells were.
 
     Raises
     ------
     CountsError, ConditionError, InputError
         For genes that are missing, values that are no counts, unknown categories, missing columns.
     """
-    found = _posterior(model, adata, indices, batch_size, device)
+    found = _posterior(model, adata, indices, batch_size, device, layer, use_raw)
     return Normal(found.mean_nk, found.variance_nk.sqrt(), validate_args=False)
 
 
@@ -66,6 +71,8 @@ def get_latent_representation(
     n_samples: int | None = ...,
     seed: int = ...,
     device: str = ...,
+    layer: str | None = ...,
+    use_raw: bool | None = ...,
     **data_loader_kwargs: Any,
 ) -> np.ndarray: ...
 
@@ -84,6 +91,8 @@ def get_latent_representation(
     n_samples: int | None = ...,
     seed: int = ...,
     device: str = ...,
+    layer: str | None = ...,
+    use_raw: bool | None = ...,
     **data_loader_kwargs: Any,
 ) -> tuple[np.ndarray, np.ndarray]: ...
 
@@ -101,13 +110,15 @@ def get_latent_representation(
     n_samples: int | None = None,
     seed: int = 0,
     device: str = "cpu",
+    layer: str | None = None,
+    use_raw: bool | None = None,
     **data_loader_kwargs: Any,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """Latent points of cells, ``(n, k)`` float32.
 
     Parameters
     ----------
-    adata, indices, batch_size, device
+    adata, indices, batch_size, device, layer, use_raw
         As for :meth:`posterior`.
     give_mean
         The posterior mean; otherwise a draw from the posterior.
@@ -124,7 +135,7 @@ def get_latent_representation(
         Of scvi-tools, and not offered.
     """
     refuse_loaders("get_latent_representation", data_loader_kwargs, dataloader=dataloader)
-    found = _posterior(model, adata, indices, BATCH_SIZE if batch_size is None else batch_size, device)
+    found = _posterior(model, adata, indices, BATCH_SIZE if batch_size is None else batch_size, device, layer, use_raw)
     if return_dist:
         return found.mean_nk.numpy(), found.variance_nk.numpy()
     if n_samples is not None:
@@ -210,6 +221,15 @@ def get_batch_representation(
         return embedding(torch.from_numpy(cells.codes_nc[:, 0])).numpy()
 
 
-def _posterior(model: OnCells, adata: AnnData | None, indices: Any, batch_size: int, device: str) -> Posterior:
-    cells = cells_for(model, adata, indices, need_conditions=model.config.encode_covariates)
+def _posterior(
+    model: OnCells,
+    adata: AnnData | None,
+    indices: Any,
+    batch_size: int,
+    device: str,
+    layer: str | None,
+    use_raw: bool | None,
+) -> Posterior:
+    needed = model.config.encode_covariates
+    cells = cells_for(model, adata, indices, need_conditions=needed, layer=layer, use_raw=use_raw)
     return encode(model.vae, cells, batch_size=batch_size, device=choose_device(device))

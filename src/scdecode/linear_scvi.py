@@ -109,6 +109,9 @@ class LinearSCVI(SCVI):
         batch_key: str | None = None,
         labels_key: str | None = None,
         layer: str | None = None,
+        *,
+        use_raw: bool = False,
+        allow_fractional_counts: bool = False,
         **others: Any,
     ) -> None:
         """Say where in an AnnData the counts and the conditions are; noted in ``adata.uns["scdecode_setup"]``.
@@ -121,6 +124,8 @@ class LinearSCVI(SCVI):
             Columns of ``adata.obs`` with the batch and with a label of each cell.
         layer
             The layer of raw counts; by default ``adata.X``.
+        use_raw, allow_fractional_counts
+            As for :meth:`SCVI.setup_anndata`.
         **others
             There are no others; any is an error.
 
@@ -130,7 +135,14 @@ class LinearSCVI(SCVI):
             For a layer or a column that is not there; the message lists those that are.
         """
         arguments.refuse("LinearSCVI.setup_anndata", others, {})
-        super().setup_anndata(adata, layer=layer, batch_key=batch_key, labels_key=labels_key)
+        super().setup_anndata(
+            adata,
+            layer=layer,
+            batch_key=batch_key,
+            labels_key=labels_key,
+            use_raw=use_raw,
+            allow_fractional_counts=allow_fractional_counts,
+        )
 
     def get_loadings(self) -> pd.DataFrame:
         """How each gene's logit of the scale changes with each latent dimension: genes x ``Z_0``, ``Z_1`` ...

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import zarr
+from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 
-from scdecode.errors import CountsError, listing
+from scdecode.errors import CountsError, CountsWarning, listing, warn
 
 _BLOCK = 64 * 2**20  # entries of a dense block that is read at once: 256 MB as float32
-_PIECE = 2**18  # values that are checked at once
+_PIECE = 2**18  # values that are checked or added up at once
+_SAMPLE = 100  # rows that tell whether a matrix holds counts
+SAY_WHERE = "say where they are with setup_anndata(adata, layer=...)"
+"""The advice of a message about values that are no counts."""
 
 
 def to_csr(matrix: Any, place: str) -> sp.csr_matrix:
@@ -59,7 +65,9 @@ def _row_blocks(matrix: Any) -> Iterator[np.ndarray]:
         yield np.asarray(matrix[start : start + rows])
 
 
-def check_counts(counts: sp.csr_matrix, place: str, *, whole: bool) -> None:
+def check_counts(
+    counts: sp.csr_matrix, place: str, *, whole: bool, remedy: Callable[[], str] = lambda: SAY_WHERE
+) -> None:
     """Raise :class:`CountsError` for entries that are no counts.
 
     Parameters
@@ -69,7 +77,9 @@ def check_counts(counts: sp.csr_matrix, place: str, *, whole: bool) -> None:
     place
         Where they came from, for the messages.
     whole
-        Whether fractions are an error too: they are for every likelihood of counts.
+        Whether fractions are an error too.
+    remedy
+        Gives the advice of where the counts are instead; it may look at them, and is called for an error alone.
     """
     data = counts.data
     if _any(data, lambda some: ~np.isfinite(some)):
@@ -80,14 +90,29 @@ def check_counts(counts: sp.csr_matrix, place: str, *, whole: bool) -> None:
     if _any(data, lambda some: some < 0):
         raise CountsError(
             f"{place}: {_where(counts, data < 0, 'negative')}, as after scaling or regressing out; raw counts were "
-            "expected; say where they are with setup_anndata(adata, layer=...)"
+            f"expected; {remedy()}"
         )
-    if whole and _any(data, lambda some: some != np.rint(some)):
+    if whole and _any(data, _is_fraction):
         raise CountsError(
-            f"{place}: {_where(counts, data != np.rint(data), 'not whole numbers')}, as after normalising or log1p; "
-            "raw counts were expected; say where they are with setup_anndata(adata, layer=...), or round estimated "
-            "counts with numpy.rint, or use gene_likelihood='normal'"
+            f"{place}: {_where(counts, _is_fraction(data), 'not whole numbers')}, as after normalising or log1p; "
+            f"raw counts were expected; {remedy()}; for estimated counts, as of SoupX, pass "
+            "setup_anndata(adata, allow_fractional_counts=True), or round them with numpy.rint, or use "
+            "gene_likelihood='normal'"
         )
+
+
+def warn_of_fractions(counts: sp.csr_matrix, place: str, remedy: Callable[[], str]) -> None:
+    """Warn of counts that are not whole numbers; the arguments are those of :func:`check_counts`."""
+    if _any(counts.data, _is_fraction):
+        warn(
+            f"{place}: {_where(counts, _is_fraction(counts.data), 'not whole numbers')}; they are taken as they are, "
+            f"which is right for a model trained on such estimated counts, and wrong for normalised ones; {remedy()}",
+            CountsWarning,
+        )
+
+
+def _is_fraction(data: np.ndarray) -> np.ndarray:
+    return data != np.rint(data)
 
 
 def _any(data: np.ndarray, bad: Callable[[np.ndarray], np.ndarray]) -> bool:
@@ -104,12 +129,61 @@ def _where(counts: sp.csr_matrix, bad: np.ndarray, what: str) -> str:
     return f"{number:,} of its {len(bad):,} non-zero values {are} {what} ({example})"
 
 
-def check_no_empty_cells(library_n: np.ndarray, place: str) -> None:
-    """Raise :class:`CountsError` for cells without a count: their library size has no logarithm."""
+def check_no_empty_cells(library_n: np.ndarray, place: str, names: pd.Index | None = None) -> None:
+    """Raise :class:`CountsError` for cells without a count: their library size has no logarithm.
+
+    Parameters
+    ----------
+    library_n
+        ``(n,)`` total counts.
+    place
+        Where the counts came from, for the messages.
+    names
+        ``(n,)`` names of the cells; without them, the message lists rows.
+    """
     empty = np.flatnonzero(library_n <= 0)
     if len(empty):
+        named = "" if names is None else f": {listing(names[empty], 5)}"
         raise CountsError(
             f"{place}: {len(empty):,} of {len(library_n):,} cells have no counts in the model's genes (rows "
-            f"{listing(empty.tolist(), 5)}), so their library size has no logarithm; remove them, for example with "
-            "scanpy.pp.filter_cells(adata, min_counts=1) after choosing the genes"
+            f"{listing(empty.tolist(), 5)}){named}, so their library size has no logarithm, and it is needed; remove "
+            "them, for example with scanpy.pp.filter_cells(adata, min_counts=1) after choosing the genes"
         )
+
+
+def counts_elsewhere(adata: AnnData, place: str) -> str:
+    """Return where else an AnnData holds raw counts, as advice: in ``adata.raw``, in a layer, or in ``adata.X``."""
+    said_of_layers = f"{SAY_WHERE}; the layers are {listing(adata.layers)}"
+    said = {"adata.raw.X": "use_raw=True", "adata.X": "neither layer nor use_raw"}
+    places = {f"adata.layers[{name!r}]": matrix for name, matrix in adata.layers.items()}
+    places |= {"adata.X": adata.X, "adata.raw.X": None if adata.raw is None else adata.raw.X}
+    for other, matrix in places.items():
+        if other != place and matrix is not None and _looks_like_counts(matrix):
+            argument = said.get(other, f"layer={other.removeprefix('adata.layers[').removesuffix(']')}")
+            return f"{said_of_layers}; {other} holds whole numbers: pass {argument}"
+    return said_of_layers
+
+
+def _looks_like_counts(matrix: Any) -> bool:
+    """Whether the first rows of a matrix are whole numbers, none negative, and not all zero."""
+    if len(getattr(matrix, "shape", ())) != 2:
+        return False
+    try:
+        data = to_csr(matrix[:_SAMPLE], "").data
+    except CountsError:
+        return False
+    return bool(len(data)) and bool((np.isfinite(data) & (data >= 0) & (data == np.rint(data))).all())
+
+
+def totals(counts: sp.csr_matrix) -> np.ndarray:
+    """Return total counts of each cell, ``(n,)`` float32, added up in double precision without a copy of them."""
+    total_n = np.zeros(counts.shape[0], dtype=np.float32)
+    starts = np.searchsorted(counts.indptr, np.arange(0, counts.nnz, _PIECE), side="right") - 1
+    for first, last in itertools.pairwise([*np.unique(starts), len(total_n)]):  # numpy turns all it adds into doubles
+        indptr = counts.indptr[first : last + 1]
+        filled_n = np.diff(indptr) > 0  # reduceat would take an empty row for the next one's first entry
+        some = counts.data[indptr[0] : indptr[-1]]
+        if filled_n.any():
+            firsts = indptr[:-1][filled_n] - indptr[0]
+            total_n[first:last][filled_n] = np.add.reduceat(some, firsts, dtype=np.float64)
+    return total_n

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from scdecode import arguments, describing, evidence, expression, generation, keeping, latents, normalized, view
 from scdecode import config as configs
-from scdecode.cells import Cells, check_cells, knowing, read_training_cells, setup_anndata
+from scdecode._utils.obs_columns import column_keys
+from scdecode.cells import Cells, check_cells, check_libraries, knowing, read_training_cells, setup_anndata
 from scdecode.config import (
     BatchRepresentation,
     Dispersion,
@@ -119,7 +120,7 @@ class SCVI:
 
     def _make(self, adata: AnnData, config: ModelConfig, schema: Schema, cells: Cells, seed: int) -> None:
         """A model with random weights, of cells that were read."""
-        check_cells(cells, config)
+        check_cells(cells, config, schema.columns, adata)
         check_integer("seed", seed, minimum=0)
         with drawing_from(make_generator(int(seed))):
             vae = build_vae(config, schema, library_prior(cells, schema.n_batches))
@@ -137,8 +138,7 @@ class SCVI:
         self.schema = schema
         self.vae = vae
         self.train_config: TrainConfig | None = None
-        self._cells = None
-        self._adata = None
+        self._cells, self._adata = None, None
         self._start: str | None = None  # of the weights before any training here, for checkpoints
         self._n_before = 0  # epochs that they had been trained for
         self._reference: Reference | None = None
@@ -176,6 +176,9 @@ class SCVI:
         size_factor_key: str | None = None,
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
+        *,
+        use_raw: bool = False,
+        allow_fractional_counts: bool = False,
         **kwargs: Any,
     ) -> None:
         """Say where in an AnnData the counts and the conditions are; noted in ``adata.uns["scdecode_setup"]``.
@@ -185,13 +188,17 @@ class SCVI:
         adata
             Cells x genes.
         layer
-            The layer of raw counts; by default ``adata.X``.
+            The layer of raw counts; by default ``adata.X``. ``"raw"`` is ``adata.raw``, unless a layer has that name.
         batch_key, labels_key
             Columns of ``adata.obs`` with the batch and with a label of each cell.
         size_factor_key
             A column of positive size factors, used in the place of the total count.
         categorical_covariate_keys, continuous_covariate_keys
-            Columns of further conditions.
+            Columns of further conditions: a list of names.
+        use_raw
+            Read the counts, and the names of their genes, of ``adata.raw``, as in CELLxGENE's files.
+        allow_fractional_counts
+            Take fractions, as SoupX estimates counts: the likelihood is then evaluated between whole numbers.
         **kwargs
             There are no others; any is an error.
 
@@ -201,22 +208,15 @@ class SCVI:
             For a layer or a column that is not there; the message lists those that are.
         """
         arguments.refuse(f"{cls.__name__}.setup_anndata", kwargs, {})
-        lists = {
-            "categorical_covariate_keys": categorical_covariate_keys,
-            "continuous_covariate_keys": continuous_covariate_keys,
-        }
-        for name, keys in lists.items():
-            if isinstance(keys, str):
-                raise InputError(f"{name}: {keys!r} came, a list of columns was expected: [{keys!r}]")
         columns = Columns(
-            layer=layer,
             batch_key=batch_key,
             labels_key=labels_key,
             size_factor_key=size_factor_key,
-            categorical_covariate_keys=tuple(categorical_covariate_keys or ()),
-            continuous_covariate_keys=tuple(continuous_covariate_keys or ()),
+            categorical_covariate_keys=column_keys("categorical_covariate_keys", categorical_covariate_keys),
+            continuous_covariate_keys=column_keys("continuous_covariate_keys", continuous_covariate_keys),
+            allow_fractional_counts=allow_fractional_counts,
         )
-        setup_anndata(adata, columns)
+        setup_anndata(adata, columns, layer=layer, use_raw=use_raw)
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -280,9 +280,10 @@ class SCVI:
             For a model that was opened from files: it has no cells.
         """
         if self._cells is None:
+            name = type(self).__name__
             raise InputError(
-                f"train: this model was opened from files and has no cells; open it with them, "
-                f"{type(self).__name__}.load(directory, adata), or make a new one, {type(self).__name__}(adata)"
+                "train: this model was opened from files and has no cells; open it with them, "
+                f"{name}.load(directory, adata), or make a new one, {name}(adata)"
             )
         fields, bar = arguments.train_options(
             max_epochs=max_epochs,
@@ -300,6 +301,7 @@ class SCVI:
             **options,
         )
         config = configs.from_dict(TrainConfig, fields)
+        check_libraries(self._cells, self.config, None if self._adata is None else self._adata.obs_names)
         if self._start is None:
             self._start, self._n_before = digest_of(self._network()), len(self._history)
         there = choose_device(arguments.device_name(accelerator, devices, device))
@@ -327,8 +329,7 @@ class SCVI:
     def _adopt(self, result: History, config: TrainConfig) -> None:
         """Take over how a training went, with new reference latents; however it ended, the weights are new."""
         assert self._cells is not None, "only a model with cells is trained"
-        # a resumed training tells of its first epochs too
-        before = self._history.iloc[: self._n_before if result.resumed else None]
+        before = self._history.iloc[: self._n_before if result.resumed else None]  # a resumed one has its first epochs
         self.train_config = config
         self.schema = knowing(self.schema, self._cells)  # they may be others than those of an earlier training
         if self._origin is not None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from scdecode.cells import Cells
 from scdecode.encoding import encode, latent_mean
+from scdecode.errors import CountsError
 from scdecode.vae import VAE
 
 MAX_REFERENCE = 20_000
@@ -41,6 +42,10 @@ def make_reference(vae: VAE, cells: Cells, train: np.ndarray, seed: int) -> Refe
     seed
         Of the choice.
     """
+    if vae.config.use_observed_lib_size and not vae.config.use_size_factor:
+        train = train[cells.library_n[train] > 0]  # of one without counts, nothing can be generated
+    if len(train) == 0:
+        raise CountsError("reference: none of the cells has counts in the model's genes, expected at least one")
     rows = _choose(train, seed)
     posterior = encode(vae, cells, rows=rows)
     library_n = cells.library_n if cells.size_factor_n is None else cells.size_factor_n

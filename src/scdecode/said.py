@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from scdecode._utils.levels import Category
 from scdecode.errors import ConditionError, ConditionWarning, listing, unknown_name, warn
 from scdecode.points import LARGEST
-from scdecode.schema import Category, Schema
+from scdecode.schema import Schema
 
 
 @dataclass(frozen=True, eq=False)

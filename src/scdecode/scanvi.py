@@ -22,10 +22,11 @@ from scdecode.cells import (
     check_columns,
     check_rows,
     knowing,
+    note_columns,
+    note_unlabeled,
     read_cells,
     read_labels,
     read_training_cells,
-    setup_anndata,
     setup_of,
 )
 from scdecode.classification import Classification, SemiSupervised
@@ -201,6 +202,9 @@ class SCANVI(SCVI):
         size_factor_key: str | None = None,
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
+        *,
+        use_raw: bool = False,
+        allow_fractional_counts: bool = False,
         **others: Any,
     ) -> None:
         """Say where in an AnnData the counts, labels and conditions are; noted in ``adata.uns["scdecode_setup"]``.
@@ -214,6 +218,8 @@ class SCANVI(SCVI):
         unlabeled_category
             What that column says of cells whose type is not known; there need be none.
         layer, batch_key, size_factor_key, categorical_covariate_keys, continuous_covariate_keys
+            As for :meth:`SCVI.setup_anndata`.
+        use_raw, allow_fractional_counts
             As for :meth:`SCVI.setup_anndata`.
         **others
             ``use_minified`` of scvi-tools changes nothing; any other is an error.
@@ -235,8 +241,10 @@ class SCANVI(SCVI):
             size_factor_key=size_factor_key,
             categorical_covariate_keys=categorical_covariate_keys,
             continuous_covariate_keys=continuous_covariate_keys,
+            use_raw=use_raw,
+            allow_fractional_counts=allow_fractional_counts,
         )
-        setup_anndata(adata, dataclasses.replace(setup_of(adata), unlabeled_category=str(unlabeled_category)))
+        note_unlabeled(adata, unlabeled_category)
 
     @classmethod
     def from_scvi_model(
@@ -287,12 +295,15 @@ class SCANVI(SCVI):
         labels_key = schema.columns.labels_key if labels_key is None else labels_key
         if labels_key is None:
             raise InputError("labels_key: none came, and the model was set up without one; name the column of labels")
-        columns = dataclasses.replace(schema.columns, labels_key=labels_key, unlabeled_category=str(unlabeled_category))
+        columns = dataclasses.replace(schema.columns, labels_key=labels_key)
         check_columns(adata, columns)
-        labels = read_labels(adata.obs, columns)
+        columns = dataclasses.replace(columns, labels_key=str(labels_key))
+        labels = read_labels(adata.obs, columns, unlabeled_category)
+        assert labels is not None, "there is a column of labels"
+        columns = dataclasses.replace(columns, unlabeled_category=labels.names[-1], n_classes=None)
         schema = dataclasses.replace(schema, columns=columns, labels=labels)
         cells = read_cells(adata, schema, need_conditions=True, need_all=True)
-        setup_anndata(adata, columns)
+        note_columns(adata, columns)
         model = cls.__new__(cls)
         model._make_all(adata, config, knowing(schema, cells), cells, seed, classifier)
         model.vae.load_state_dict(scvi_model.vae.state_dict())

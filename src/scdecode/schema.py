@@ -7,14 +7,14 @@ says or sees is a name.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from scdecode.errors import ConditionError, unknown_name
+from scdecode._utils.levels import Category
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,16 @@ class Columns:
     categorical_covariate_keys: tuple[str, ...] = ()
     continuous_covariate_keys: tuple[str, ...] = ()
     unlabeled_category: str | None = None
-    """The label of cells whose label is not known: the last of the labels, and no class; of ``SCANVI`` alone."""
+    """The label of cells whose label is not known; of ``SCANVI`` alone."""
+    use_raw: bool = False
+    """Whether the counts, and the names of the genes, are those of ``adata.raw``."""
+    allow_fractional_counts: bool | None = False
+    """Whether counts may be fractions; None where it is not known, as of another program's model."""
+    n_classes: int | None = None
+    """Number of the first labels that are classes; None for all labels but the last, the unlabelled category.
+
+    scvi-tools' models have another number if their column of labels had categories of no cell.
+    """
 
     @property
     def obs_keys(self) -> tuple[str, ...]:
@@ -38,56 +47,10 @@ class Columns:
         return named + self.categorical_covariate_keys + self.continuous_covariate_keys
 
 
-LevelKind = Literal["str", "int", "float", "bool"]
-_PARSERS: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": {"True": True, "False": False}.__getitem__}
-
-
-@dataclass(frozen=True)
-class Category:
-    """A categorical condition: its column of ``obs`` and the names of its levels, in the order of their codes."""
-
-    key: str
-    names: tuple[str, ...]
-    kind: LevelKind = "str"
-    """What the levels are in the column of ``obs``; here they are always names."""
-
-    @property
-    def values(self) -> np.ndarray:
-        """The levels as they are in ``obs``, which scvi-tools compares with a column: 1, where the name is ``"1"``."""
-        values = [_PARSERS[self.kind](name) for name in self.names]
-        return np.array(values, dtype=object if self.kind == "str" else None)
-
-    def with_last(self, name: str) -> Category:
-        """The levels with ``name`` at the end: swapped with the last, or added where it is none, as in scvi-tools."""
-        if name not in self.names:
-            try:
-                _PARSERS[self.kind](name)
-            except (KeyError, ValueError):
-                return Category(self.key, (*self.names, name), "str")
-            return Category(self.key, (*self.names, name), self.kind)
-        names, place = list(self.names), self.names.index(name)
-        names[place], names[-1] = names[-1], names[place]
-        return Category(self.key, tuple(names), self.kind)
-
-    @cached_property
-    def codes(self) -> dict[str, int]:
-        """The code of each name."""
-        return {name: code for code, name in enumerate(self.names)}
-
-    def encode(self, names: Sequence[Any] | np.ndarray, place: str, kind: str) -> np.ndarray:
-        """Codes of names, ``(n,)`` int64.
-
-        Raises
-        ------
-        ConditionError
-            For a name that is not a level; the message lists the levels and suggests the nearest.
-        """
-        array = np.asarray(names, dtype=object)
-        try:
-            return np.fromiter((self.codes[str(name)] for name in array), dtype=np.int64, count=len(array))
-        except KeyError:
-            strange = next(name for name in array if str(name) not in self.codes)
-            raise ConditionError(unknown_name(place, strange, self.names, kind)) from None
+def columns_to_dict(columns: Columns) -> dict[str, Any]:
+    """Return what was said of the columns as a mapping; what was not said has no entry."""
+    named = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(columns).items()}
+    return {key: value for key, value in named.items() if value not in (None, []) and value is not False}
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +103,9 @@ class Schema:
 
     @property
     def n_classes(self) -> int:
-        """Number of labels that a cell can be found to have: all but the unlabelled category."""
+        """Number of labels that a cell can be found to have: the first ones, mostly all but the unlabelled category."""
+        if self.columns.n_classes is not None:
+            return self.columns.n_classes
         return self.n_labels - (self.columns.unlabeled_category is not None)
 
     @property
@@ -204,9 +169,11 @@ def _equal_groups(values_nd: np.ndarray) -> list[np.ndarray]:
 
 def to_dict(schema: Schema) -> dict[str, Any]:
     """The schema as a mapping that JSON can hold."""
+    defaults = dataclasses.asdict(Columns())
     return {
         "genes": list(schema.genes),
-        "columns": dataclasses.asdict(schema.columns),
+        # these fields are written where they say something: older versions know none of them
+        "columns": {k: v for k, v in dataclasses.asdict(schema.columns).items() if k not in _NEW or v != defaults[k]},
         "batch": None if schema.batch is None else dataclasses.asdict(schema.batch),
         "labels": None if schema.labels is None else dataclasses.asdict(schema.labels),
         "categorical": [dataclasses.asdict(category) for category in schema.categorical],
@@ -217,6 +184,9 @@ def to_dict(schema: Schema) -> dict[str, Any]:
         "median_size_factor": schema.median_size_factor,
         "max_size_factor": schema.max_size_factor,
     }
+
+
+_NEW = ("use_raw", "allow_fractional_counts", "n_classes")
 
 
 def _conditions_to_dict(conditions: TrainingConditions) -> dict[str, Any]:
@@ -301,7 +271,15 @@ def _check_consistent(schema: Schema) -> None:
         and isinstance(columns.continuous_covariate_keys, tuple),
         "batch, labels": keys == (columns.batch_key, columns.labels_key),
         "unlabeled_category": columns.unlabeled_category is None
-        or (schema.labels is not None and schema.labels.names[-1:] == (columns.unlabeled_category,)),
+        or (
+            schema.labels is not None
+            and columns.unlabeled_category in schema.labels.names
+            and (columns.n_classes is not None or schema.labels.names[-1] == columns.unlabeled_category)
+        ),
+        "n_classes": columns.n_classes is None
+        or (type(columns.n_classes) is int and 0 < columns.n_classes <= schema.n_labels),
+        "use_raw, allow_fractional_counts": isinstance(columns.use_raw, bool)
+        and (columns.allow_fractional_counts is None or isinstance(columns.allow_fractional_counts, bool)),
         "categorical": tuple(c.key for c in schema.categorical) == columns.categorical_covariate_keys,
         "continuous": schema.continuous == columns.continuous_covariate_keys,
         "names of levels": min(schema.n_levels) > 0,

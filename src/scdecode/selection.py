@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from scdecode._utils.levels import Category
 from scdecode.errors import ConditionError
 from scdecode.reference import Reference
 from scdecode.said import read_categories
-from scdecode.schema import Category, Schema
+from scdecode.schema import Schema
 
 _LISTED = 8  # combinations that an error lists
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from anndata import AnnData
 
+from scdecode._utils.levels import Category
 from scdecode.asked import OnCells
 from scdecode.cells import check_columns
 from scdecode.errors import InputError
-from scdecode.schema import Category, Columns
+from scdecode.schema import Columns
 
 if TYPE_CHECKING:
     from rich.table import Table

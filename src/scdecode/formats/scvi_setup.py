@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from scdecode._utils.levels import Category, LevelKind
 from scdecode.errors import ConditionWarning, CorruptModelError, listing, warn
 from scdecode.formats.scvi_options import class_of, count_batches, count_labels
-from scdecode.schema import Category, Columns, LevelKind, Schema
+from scdecode.schema import Columns, Schema
 
 _BATCH, _LABELS = "_scvi_batch", "_scvi_labels"
 """The columns that scvi-tools makes where the user named none: all cells are then of one level."""

@@ -9,7 +9,7 @@ import numpy as np
 from anndata import AnnData
 
 from scdecode.asked import cells_for
-from scdecode.cells import UNREAD, Cells
+from scdecode.cells import UNREAD, Cells, check_libraries
 from scdecode.decoding import gene_positions
 from scdecode.errors import ConditionError, InputError, PointsError, check_integer
 from scdecode.expression import Asked, prepare
@@ -206,6 +206,8 @@ def _read_cells(model: SCVI, adata: AnnData | None) -> tuple[Cells, np.ndarray]:
     if model.config.learns_library:
         return cells, model.get_latent_library_size(adata, give_mean=True).reshape(-1)
     if not model.config.use_size_factor:
+        source = model.adata if adata is None else adata
+        check_libraries(cells, model.config, None if source is None else source.obs_names)
         return cells, cells.library_n
     if cells.size_factor_n is None or np.isnan(cells.size_factor_n).any():
         raise ConditionError(f"adata.obs: there is no {columns.size_factor_key!r}, the size factor of this model")
