@@ -177,10 +177,11 @@ class Category:
 
     def _code_of(self, value: Any, place: str, kind: str) -> int:
         found = self.find(value)
+        plain = value.item() if isinstance(value, np.number | np.bool_ | np.str_) else value
         if len(found) > 1:
-            raise ConditionError(_ambiguous(place, value, [self.names[code] for code in found]))
+            raise ConditionError(_ambiguous(place, plain, [self.names[code] for code in found]))
         if not found:
-            raise ConditionError(unknown_name(place, value, self.names, kind))
+            raise ConditionError(unknown_name(place, plain, self.names, kind))
         return found[0]
 
 
