@@ -23,7 +23,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed  ## real cells to a model, a path and its genes, with pictures, in demo/
-	$(VENV)/bin/scdecode demo --out demo
+	$(VENV)/bin/scdecode demo --out demo --overwrite
 
 test: $(VENV)/.installed  ## all tests but those against scvi-tools
 	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST) -n $(WORKERS) --ignore=tests/peer tests $(ARGS)

@@ -18,7 +18,8 @@ import scipy.sparse as sp
 import zarr
 from small_models import make_adata, make_model
 
-from scdecode import files, results
+from scdecode import results
+from scdecode._utils import hdf5
 from scdecode.errors import ConditionWarning, InputError, OutputError
 
 KINDS = ("h5ad", "zarr")
@@ -122,7 +123,7 @@ def test_a_tile_without_a_count(model, z, tmp_path, kind):
     assert (expected.X[:4] != 0).nnz == 0
     assert_equal(read(out), expected)
     with pytest.warns(ConditionWarning, match="logarithm"):
-        model.decode(z, quantity="counts", library_size=1e-6, chunk_size=2, out=out)
+        model.decode(z, quantity="counts", library_size=1e-6, chunk_size=2, out=out, overwrite=True)
     assert read(out).X.nnz == 0
 
 
@@ -186,7 +187,9 @@ def test_an_open_result_may_be_replaced(model, z, tmp_path, kind):
     """A notebook cell that is run again, with the result of the first time still open."""
     out = tmp_path / f"x.{kind}"
     first = model.decode(z, out=out)
-    second = model.decode(z, out=out, library_size=500)
+    with pytest.raises(OutputError, match=rf"x.{kind}: it is there already; .*pass overwrite=True"):
+        model.decode(z, out=out, library_size=500, on_tile=lambda n: pytest.fail("the work was in vain"))
+    second = model.decode(z, out=out, library_size=500, overwrite=True)
     np.testing.assert_allclose(second.X[:].sum(axis=1), 500, rtol=1e-5)
     if kind == "h5ad":  # the first still has its file, which only has no name any more
         np.testing.assert_allclose(first.X[:].sum(axis=1), 1e4, rtol=1e-5)
@@ -223,7 +226,7 @@ def test_broken_off(model, z, tmp_path, kind, said, error, there):
             raise error
 
     with pytest.raises(error):
-        model.decode(z, chunk_size=3, out=out, on_tile=stop, **SAID[said])
+        model.decode(z, chunk_size=3, out=out, overwrite=True, on_tile=stop, **SAID[said])
     assert done == [3, 3]
     assert left_in(tmp_path) == ([out.name] if there else [])
     if there:
@@ -236,7 +239,7 @@ class SmallDisk:
     full = False
 
     def __init__(self, *arguments, **options):
-        self.file = open(*arguments, **options)  # noqa: SIM115  (files.py closes it)
+        self.file = open(*arguments, **options)  # noqa: SIM115  (hdf5.py closes it)
 
     def write(self, data):
         if SmallDisk.full:
@@ -254,7 +257,7 @@ def test_full_disk(model, z, tmp_path, kind, said, monkeypatch):
     out = tmp_path / f"x.{kind}"
     model.decode(z, out=out, library_size=123)
     monkeypatch.setattr(results, "_FILE_BLOCK", 40 * 3)
-    monkeypatch.setattr(files, "open", SmallDisk, raising=False)
+    monkeypatch.setattr(hdf5, "open", SmallDisk, raising=False)
     monkeypatch.setattr(SmallDisk, "full", False)
     done = []
 
@@ -269,7 +272,7 @@ def test_full_disk(model, z, tmp_path, kind, said, monkeypatch):
             monkeypatch.setattr(zarr.storage.LocalStore, "set", no_room)
 
     with pytest.raises(OutputError, match=rf"x\.{kind}: the disk is full; nothing was changed; make room") as caught:
-        model.decode(z, chunk_size=4, out=out, on_tile=fill, **SAID[said])
+        model.decode(z, chunk_size=4, out=out, overwrite=True, on_tile=fill, **SAID[said])
     assert isinstance(caught.value, OSError)
 
     monkeypatch.undo()
@@ -286,7 +289,7 @@ def test_interrupted_in_the_midst_of_a_write(model, z, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             return self.file.write(data)
 
-    monkeypatch.setattr(files, "open", Interrupted, raising=False)
+    monkeypatch.setattr(hdf5, "open", Interrupted, raising=False)
     with pytest.raises(KeyboardInterrupt):
         model.decode(z, chunk_size=3, out=tmp_path / "x.h5ad")
     assert left_in(tmp_path) == []
@@ -310,14 +313,14 @@ for limit, kinds, saids in (
         for said in saids:
             out = f"{folder}/x.{kind}"
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            model.decode(z, out=out, batch="batch_1")
+            model.decode(z, out=out, overwrite=True, batch="batch_1")
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
             try:
-                model.decode(many, out=out, batch="batch_1", chunk_size=300, **said)
+                model.decode(many, out=out, overwrite=True, batch="batch_1", chunk_size=300, **said)
             except sd.errors.OutputError as error:
                 print(type(error).__name__, kind, "nothing was changed" in str(error))
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            assert model.decode(z, out=out, batch="batch_1").shape == (1, 40)
+            assert model.decode(z, out=out, overwrite=True, batch="batch_1").shape == (1, 40)
             print(sorted(name for name in os.listdir(folder) if name.endswith("h5ad")))
 """
 
@@ -361,7 +364,7 @@ def test_a_bad_argument_touches_no_file(model, z, tmp_path):
     model.decode(z, out=out, library_size=123)
     for said in ({"batch": "batch_9"}, {"quantity": "rates"}, {"genes": ["x"]}, {"library_size": -1}):
         with pytest.raises(InputError):
-            model.decode(z, out=out, **said)
+            model.decode(z, out=out, overwrite=True, **said)
     assert left_in(tmp_path) == ["x.h5ad"]
     assert read(out).obs["library_size"].tolist() == [123] * 11
 
@@ -397,7 +400,7 @@ wanted = {
 few, many = {}, {}
 for peaks, share in ((few, 20), (many, 1)):
     for name, (n, said) in wanted.items():
-        result = model.decode(np.resize(z, (n // share, 4)), batch="batch_1", **said)
+        result = model.decode(np.resize(z, (n // share, 4)), batch="batch_1", overwrite=True, **said)
         assert result.X[-1:].sum() > 0
         peaks[name] = peak()
 print(json.dumps([few, many]))

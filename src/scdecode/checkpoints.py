@@ -36,7 +36,7 @@ def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     tensors = {f"weights/{name}": value.contiguous() for name, value in checkpoint.weights.items()}
     tensors |= {f"moments/{name}": value.contiguous() for name, value in checkpoint.moments.items()}
     metadata = {"progress": json.dumps(checkpoint.progress), "identity": json.dumps(checkpoint.identity)}
-    with replacing(path) as temporary:
+    with replacing(path, overwrite=True) as temporary:
         temporary.write_bytes(save(tensors, metadata=metadata))  # save_file has an error of its own for a full disk
 
 

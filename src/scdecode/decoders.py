@@ -200,7 +200,18 @@ def decoder(
     )
 
 
-_OF_DECODE = ("out", "spread", "n_samples", "seed", "chunk_size", "batch_size", "use_rep", "device", "on_tile")
+_OF_DECODE = (
+    "out",
+    "overwrite",
+    "spread",
+    "n_samples",
+    "seed",
+    "chunk_size",
+    "batch_size",
+    "use_rep",
+    "device",
+    "on_tile",
+)
 """Arguments of :meth:`decode` that a decoder has not."""
 
 

@@ -39,30 +39,37 @@ class Demo:
 
 
 def run_demo(
-    out: str | Path, *, max_epochs: int | None = None, seed: int = 0, say: Callable[[str], None] = print
+    out: str | Path,
+    *,
+    max_epochs: int | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+    overwrite: bool = False,
 ) -> Demo:
     """Train on 700 real PBMC, decode a path from CD34+ progenitors to CD14+ monocytes, and draw it.
 
     Parameters
     ----------
     out
-        A folder, made anew.
+        The folder to write to.
     max_epochs
         Of the training; by default 400 for so few cells.
     seed
         Of the training.
     say
         Told of each step.
+    overwrite
+        Whether to replace a folder of an earlier demonstration; by default that is an error.
 
     Raises
     ------
     MissingExtraError
         Where scanpy, which brings the cells, or matplotlib is not installed.
     OutputError
-        Where the folder cannot be written.
+        If the folder cannot be written, or is there already and ``overwrite`` is False.
     """
     plot.check_matplotlib()
-    check_replaceable(out, WRITTEN)  # before the training, not after it
+    check_replaceable(out, WRITTEN, overwrite=overwrite)  # before the training, not after it
     adata = pbmc68k_reduced()
     n_types = adata.obs["cell_type"].nunique()
     say(f"{adata.n_obs} real PBMC x {adata.n_vars} genes (Zheng et al. 2017), {n_types} cell types")
@@ -82,7 +89,7 @@ def run_demo(
     change = table.set_index("gene")["log2_fold_change"].sort_values()
     ranked = [(str(gene), float(value)) for gene, value in change.items()]
     genes = [gene for gene in GENES if gene in expression.var_names]
-    with replacing(out) as folder:
+    with replacing(out, overwrite=overwrite) as folder:
         folder.mkdir()
         model.save(folder / "model")
         write_h5ad(expression, folder / "expression.h5ad")

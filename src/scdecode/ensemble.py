@@ -18,7 +18,7 @@ from scdecode.errors import InputError, PointsError, listing
 from scdecode.expression import Asked, prepare
 from scdecode.model import SCVI
 from scdecode.provenance import Frame
-from scdecode.results import OnTile, collect, stream
+from scdecode.results import OnTile, deliver
 
 MODELS = "std_models"
 """The layer of the standard deviation between models."""
@@ -113,6 +113,7 @@ class Ensemble:
         points: Callable[[SCVI], Any] | Sequence[Any],
         *,
         out: str | Path | None = None,
+        overwrite: bool = False,
         device: str | None = None,
         on_tile: OnTile | None = None,
         **arguments: Any,
@@ -123,7 +124,7 @@ class Ensemble:
         ----------
         points
             As for :meth:`paths`; as many points in each model, in the same order and of the same times.
-        out, device, on_tile, **arguments
+        out, overwrite, device, on_tile, **arguments
             As for :meth:`scdecode.SCVI.decode`, but for ``quantity="counts"``.
 
         Returns
@@ -149,7 +150,7 @@ class Ensemble:
         size = max(1, request.chunk_size // (len(self.models) if request.n_samples else 1))
         asked = [replace(one, request=replace(one.request, chunk_size=size)) for one in asked]
         tiles = _tiles(self.models, asked, device)
-        return collect(tiles, frame, on_tile) if out is None else stream(tiles, frame, out, on_tile)
+        return deliver(tiles, frame, out, on_tile, overwrite=overwrite)
 
     def __repr__(self) -> str:
         """One line."""

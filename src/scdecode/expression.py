@@ -26,7 +26,7 @@ from scdecode.devices import choose_device
 from scdecode.errors import InputError, PointsError, SupportWarning, suggestion, warn
 from scdecode.points import Points, conditions_of, read_points
 from scdecode.provenance import Frame, make_frame
-from scdecode.results import OnTile, collect, stream
+from scdecode.results import OnTile, deliver
 from scdecode.schema import Schema
 from scdecode.support import FAR, Support
 from scdecode.vae import VAE
@@ -64,6 +64,7 @@ def decode(
     n_samples: int | None = None,
     seed: int | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     chunk_size: int | None = None,
     max_conditions: int = 100,
     use_rep: str | None = None,
@@ -110,6 +111,8 @@ def decode(
     out
         A ``.h5ad`` or ``.zarr`` to write to, tile by tile; in memory are the points, their ``obs`` and one tile. The
         result then reads from it; ``.to_memory()`` brings all of it in.
+    overwrite
+        Whether to replace ``out`` if it is already there; by default that is an error.
     chunk_size
         Points in a tile; by default as many as fit the processor's cache.
     max_conditions
@@ -143,7 +146,8 @@ def decode(
     InputError
         For unknown genes or quantities.
     OutputError
-        Where ``out`` cannot be written; nothing is left that looks finished.
+        If ``out`` cannot be written, or is already there and ``overwrite`` is False. Nothing is left that looks
+        finished.
     """
     asked = prepare(
         model,
@@ -168,7 +172,7 @@ def decode(
     into = np.empty(frame.shape, dtype=np.float32) if out is None and not frame.counts else None
     there = choose_device(device or "cpu")
     tiles = decode_tiles(model.vae, asked.points, asked.conditions, asked.request, there, into)
-    return collect(tiles, frame, on_tile, into) if out is None else stream(tiles, frame, out, on_tile)
+    return deliver(tiles, frame, out, on_tile, overwrite=overwrite, into=into)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from scdecode.errors import ConditionError, InputError, check_integer, unknown_n
 from scdecode.points import read_points
 from scdecode.provenance import make_frame
 from scdecode.reference import Reference
-from scdecode.results import OnTile, collect, stream
+from scdecode.results import OnTile, deliver
 from scdecode.said import obs_columns
 from scdecode.schema import Schema
 from scdecode.selection import Asked, draw_rows, read_asked, shares_of
@@ -61,6 +61,7 @@ def generate(
     spread: bool = True,
     seed: int = 0,
     out: str | Path | None = None,
+    overwrite: bool = False,
     device: str | None = None,
     on_tile: OnTile | None = None,
 ) -> AnnData:
@@ -98,6 +99,8 @@ def generate(
         Of all draws.
     out
         A ``.h5ad`` or ``.zarr`` to write to, as for :meth:`decode`.
+    overwrite
+        Whether to replace ``out`` if it is already there; by default that is an error.
     device
         Where to compute; by default the CPU.
     on_tile
@@ -184,7 +187,7 @@ def generate(
         }
     )
     tiles = decode_tiles(model.vae, points, conditions, request, choose_device(device or "cpu"))
-    return collect(tiles, frame, on_tile) if out is None else stream(tiles, frame, out, on_tile)
+    return deliver(tiles, frame, out, on_tile, overwrite=overwrite)
 
 
 # -- what was asked for ------------------------------------------------------------------------------------------------

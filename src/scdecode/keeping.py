@@ -15,13 +15,14 @@ from anndata import AnnData
 from scdecode.arguments import Refusals, refuse
 from scdecode.cells import Cells, check_cells, check_unchanged, knowing, open_anndata, read_cells, unknowing
 from scdecode.config import ModelConfig, TrainConfig
-from scdecode.errors import CountsError, CountsWarning, FormatError, InputError, warn
+from scdecode.errors import CountsError, CountsWarning, FormatError, InputError, unknown_name, warn
 from scdecode.formats import native, scvi_tools
 from scdecode.formats.reading import read_model
 from scdecode.formats.stored import StoredModel
 from scdecode.minibatches import Split
 from scdecode.points import read_points
 from scdecode.reference import Reference, make_reference, reference_of_latents
+from scdecode.results import write_h5ad
 from scdecode.schema import Schema
 from scdecode.support import Support
 from scdecode.vae import VAE
@@ -46,6 +47,8 @@ _SAVE: Refusals = {
     "datamodule": ((None,), "a model here is of an AnnData"),
 }
 
+
+_WRITE_H5AD = ("as_dense", "compression", "compression_opts", "convert_strings_to_categoricals", "dataset_kwargs")
 
 _MINIFIED = "_scvi_adata_minify_type"
 """Where in ``uns`` scvi-tools notes that it took the counts away."""
@@ -116,6 +119,9 @@ def save(
     refuse("save", {"prefix": prefix, "save_kwargs": save_kwargs, **others}, _SAVE)
     if anndata_write_kwargs and not save_anndata:
         raise InputError(f"{next(iter(anndata_write_kwargs))}: it is for save_anndata=True, which was not given")
+    unknown = [name for name in anndata_write_kwargs if name not in _WRITE_H5AD]
+    if unknown:
+        raise InputError(unknown_name("save", unknown[0], _WRITE_H5AD, "arguments of AnnData.write_h5ad"))
     if save_anndata and model._adata is None:
         raise InputError("save_anndata: this model was opened from files and has no cells; leave it out")
     model.check_trained()
@@ -125,7 +131,8 @@ def save(
         assert adata is not None, "it was checked above"
         if model._cells is not None:
             check_unchanged(model._cells)
-        extra[BESIDE] = lambda path: adata.write_h5ad(path, **anndata_write_kwargs)
+        options = {"convert_strings_to_categoricals": True, **anndata_write_kwargs}  # as AnnData.write_h5ad has it
+        extra[BESIDE] = lambda path: write_h5ad(adata, path, **options)
     native.write(dir_path, model.stored(), overwrite=overwrite, beside=extra)
 
 

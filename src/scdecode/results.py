@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import scipy.sparse as sp
 import zarr
 from anndata import AnnData
 
+from scdecode._utils.hdf5 import write_hdf5
 from scdecode.decoding import Tile
 from scdecode.errors import InputError
-from scdecode.files import SteadyFile, replacing
+from scdecode.files import replacing
 from scdecode.provenance import Frame
 
 _FILE_BLOCK = 2**20  # entries of a chunk on disk, about
@@ -51,7 +52,31 @@ def collect(
     return adata
 
 
-def stream(tiles: Iterable[Tile], frame: Frame, path: str | Path, on_tile: OnTile | None = None) -> AnnData:
+def deliver(
+    tiles: Iterable[Tile],
+    frame: Frame,
+    out: str | Path | None,
+    on_tile: OnTile | None = None,
+    *,
+    overwrite: bool = False,
+    into: np.ndarray | None = None,
+) -> AnnData:
+    """Return the result in memory, or, if ``out`` is given, on disk; see :func:`collect` and :func:`stream`."""
+    if out is not None:
+        return stream(tiles, frame, out, on_tile, overwrite=overwrite)
+    if overwrite:
+        raise InputError("overwrite: got True without out, expected the name of a file to replace: pass out=...")
+    return collect(tiles, frame, on_tile, into)
+
+
+def stream(
+    tiles: Iterable[Tile],
+    frame: Frame,
+    path: str | Path,
+    on_tile: OnTile | None = None,
+    *,
+    overwrite: bool = False,
+) -> AnnData:
     """Write the result tile by tile, and open it without reading its expression into memory.
 
     It is written under a hidden name with ``.tmp`` in it, and renamed when it is whole.
@@ -61,34 +86,78 @@ def stream(tiles: Iterable[Tile], frame: Frame, path: str | Path, on_tile: OnTil
     InputError
         Where the name ends in neither ``.h5ad`` nor ``.zarr``.
     OutputError
-        Where it cannot be written.
+        If it cannot be written, or is there already and ``overwrite`` is False.
     """
     if not isinstance(path, str | Path) or Path(path).suffix not in (".h5ad", ".zarr"):
         raise InputError(f"out: {str(path)!r} came, a name that ends in .h5ad or .zarr was expected")
     path = Path(path)
-    # the newest zarr format in its plainest form: what every version of anndata that reads it agrees on
-    with replacing(path) as temporary, anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
+    with replacing(path, overwrite=overwrite) as temporary:
         if path.suffix == ".h5ad":
-            with SteadyFile(temporary) as steady, h5py.File(steady, "w") as file:
+
+            def write(file: h5py.File, tiles: Iterator[Tile]) -> None:
                 _write_frame(file, frame)
-                _write_tiles(file, steady.checked(tiles), frame, on_tile)
+                _write_tiles(file, tiles, frame)
+
+            write_hdf5(temporary, write, _told(tiles, on_tile))
         else:
-            group = zarr.open_group(temporary, mode="w", zarr_format=3)
-            _write_frame(group, frame)
-            _write_tiles(group, tiles, frame, on_tile)
+            # the newest zarr format in its plainest form: what every version of anndata that reads it agrees on
+            with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
+                group = zarr.open_group(temporary, mode="w", zarr_format=3)
+                _write_frame(group, frame)
+                _write_tiles(group, _told(tiles, on_tile), frame)
     return open_result(path)
 
 
-def write_h5ad(adata: AnnData, path: str | Path) -> None:
+def write_h5ad(
+    adata: AnnData,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    as_dense: str | Iterable[str] = (),
+    convert_strings_to_categoricals: bool = False,
+    compression: str | None = None,
+    compression_opts: Any = None,
+    dataset_kwargs: Mapping[str, Any] | None = None,
+) -> None:
     """Write a whole AnnData to a file, which appears whole or not at all.
+
+    Parameters
+    ----------
+    adata, path, overwrite
+        What, where, and whether to replace a file that is there.
+    as_dense, convert_strings_to_categoricals, compression, compression_opts, dataset_kwargs
+        As in :meth:`anndata.AnnData.write_h5ad`.
 
     Raises
     ------
+    InputError
+        For ``as_dense`` with other names than ``"X"`` and ``"raw/X"``.
     OutputError
-        Where it cannot be written.
+        If it cannot be written, or is there already and ``overwrite`` is False.
     """
-    with replacing(path) as temporary, SteadyFile(temporary) as steady, h5py.File(steady, "w") as file:
-        anndata.io.write_elem(file, "/", adata)
+    dense = {as_dense} if isinstance(as_dense, str) else set(as_dense)
+    dense = {name.replace("raw.X", "raw/X") for name in dense}
+    if dense - {"X", "raw/X"} or ("raw/X" in dense and adata.raw is None):
+        raise InputError(f"as_dense: got {sorted(dense)}, expected names among 'X' and 'raw/X' that the AnnData has")
+    if convert_strings_to_categoricals:
+        adata.strings_to_categoricals()
+        if adata.raw is not None:
+            adata.strings_to_categoricals(adata.raw.var)
+
+    named = {"compression": compression, "compression_opts": compression_opts}
+    compressed = {name: value for name, value in named.items() if value is not None}
+
+    def write_element(write: Any, group: Any, key: str, element: Any, **options: Any) -> None:
+        if key.strip("/") in dense and sp.issparse(element):
+            element = element.toarray()
+        write(group, key, element, dataset_kwargs=options["dataset_kwargs"])
+
+    def write(file: h5py.File, _: Iterator[Any]) -> None:
+        options = {**(dataset_kwargs or {}), **compressed}
+        anndata.experimental.write_dispatched(file, "/", adata, callback=write_element, dataset_kwargs=options)
+
+    with replacing(path, overwrite=overwrite) as temporary:
+        write_hdf5(temporary, write)
 
 
 def open_result(path: str | Path) -> AnnData:
@@ -122,11 +191,11 @@ def _write_frame(group: Any, frame: Frame) -> None:
             del group[name]
 
 
-def _write_tiles(group: Any, tiles: Iterable[Tile], frame: Frame, on_tile: OnTile | None) -> None:
-    (_write_counts if frame.counts else _write_dense)(group, tiles, frame, on_tile)
+def _write_tiles(group: Any, tiles: Iterable[Tile], frame: Frame) -> None:
+    (_write_counts if frame.counts else _write_dense)(group, tiles, frame)
 
 
-def _write_dense(group: Any, tiles: Iterable[Tile], frame: Frame, on_tile: OnTile | None) -> None:
+def _write_dense(group: Any, tiles: Iterable[Tile], frame: Frame) -> None:
     targets = {"X": _dense(group, "X", frame.shape)}
     targets |= {name: _dense(group["layers"], name, frame.shape) for name in frame.layers}
     # tiles are gathered into the blocks of the file, as zarr would read and write a block again for each part of it
@@ -140,16 +209,14 @@ def _write_dense(group: Any, tiles: Iterable[Tile], frame: Frame, on_tile: OnTil
             if last in (start + rows, frame.shape[0]):
                 for name, target in targets.items():
                     target[start:last] = block[name][: last - start]
-        _tell(on_tile, tile)
 
 
-def _write_counts(group: Any, tiles: Iterable[Tile], frame: Frame, on_tile: OnTile | None) -> None:
+def _write_counts(group: Any, tiles: Iterable[Tile], frame: Frame) -> None:
     held: list[sp.csr_matrix] = []
     for tile in tiles:
         held.append(_sparse(tile))
         if sum(block.nnz for block in held) >= _FILE_BLOCK:
             held = _append(group, held)
-        _tell(on_tile, tile)
     if held:
         _append(group, held)
 
@@ -181,6 +248,13 @@ def _dense(group: Any, name: str, shape: tuple[int, int]) -> Any:
     array = create(name, shape=shape, dtype="float32", chunks=(rows, shape[1]))
     array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     return array
+
+
+def _told(tiles: Iterable[Tile], on_tile: OnTile | None) -> Iterator[Tile]:
+    """The tiles, each reported once the next is asked for, and so is done."""
+    for tile in tiles:
+        yield tile
+        _tell(on_tile, tile)
 
 
 def _tell(on_tile: OnTile | None, tile: Tile) -> None:

@@ -58,7 +58,7 @@ def _check_header(path: Path, table: pd.DataFrame) -> None:
     )
 
 
-def write_latents(path: str | Path, latents: np.ndarray, adata: AnnData, key: str) -> None:
+def write_latents(path: str | Path, latents: np.ndarray, adata: AnnData, key: str, *, overwrite: bool = False) -> None:
     """Latents of cells as an array (.npy), a table (.csv, .tsv), or the cells with ``obsm[key]`` (.h5ad).
 
     Raises
@@ -66,15 +66,15 @@ def write_latents(path: str | Path, latents: np.ndarray, adata: AnnData, key: st
     InputError
         For another ending.
     OutputError
-        Where it cannot be written.
+        If it cannot be written, or is there already and ``overwrite`` is False.
     """
     path = Path(path)
     check_ending(path, (".npy", ".csv", ".tsv", ".h5ad"))
     if path.suffix == ".h5ad":
         adata.obsm[key] = latents
-        write_h5ad(adata, path)
+        write_h5ad(adata, path, overwrite=overwrite)
         return
-    with replacing(path) as temporary:
+    with replacing(path, overwrite=overwrite) as temporary:
         if path.suffix == ".npy":
             np.save(temporary, latents)
         else:
@@ -90,7 +90,7 @@ def to_table(expression: AnnData) -> pd.DataFrame:
     return pd.concat([expression.obs, dense, *layers], axis=1)
 
 
-def write_table(path: str | Path, expression: AnnData) -> None:
+def write_table(path: str | Path, expression: AnnData, *, overwrite: bool = False) -> None:
     """Write :func:`to_table` as .csv or .tsv.
 
     Raises
@@ -98,12 +98,12 @@ def write_table(path: str | Path, expression: AnnData) -> None:
     InputError
         For another ending.
     OutputError
-        Where it cannot be written.
+        If it cannot be written, or is there already and ``overwrite`` is False.
     """
-    write_frame(path, to_table(expression).rename_axis(index="point"))
+    write_frame(path, to_table(expression).rename_axis(index="point"), overwrite=overwrite)
 
 
-def write_frame(path: str | Path, table: pd.DataFrame) -> None:
+def write_frame(path: str | Path, table: pd.DataFrame, *, overwrite: bool = False) -> None:
     """Write a table of genes as .csv or .tsv, without its numbers of rows.
 
     Raises
@@ -111,11 +111,11 @@ def write_frame(path: str | Path, table: pd.DataFrame) -> None:
     InputError
         For another ending.
     OutputError
-        Where it cannot be written.
+        If it cannot be written, or is there already and ``overwrite`` is False.
     """
     path = Path(path)
     check_ending(path, tuple(_SEPARATORS))
-    with replacing(path) as temporary:
+    with replacing(path, overwrite=overwrite) as temporary:
         table.to_csv(temporary, sep=_SEPARATORS[path.suffix], index=not isinstance(table.index, pd.RangeIndex))
 
 

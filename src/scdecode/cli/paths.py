@@ -204,44 +204,47 @@ def path(
         options.pop(over, None)
         compared = counterfactual(opened, made, over, levels=levels, genes=chosen, device=device, **options)
         expression = compared.expression
-        write_whole(expression, out)
+        write_whole(expression, out, overwrite=overwrite)
         if difference is not None:
-            write_whole(compared.difference, difference)
+            write_whole(compared.difference, difference, overwrite=overwrite)
     else:
-        expression = write_decoded(whole, where, out, n_points=len(made), genes=chosen, device=device, **options)
+        expression = write_decoded(
+            whole, where, out, overwrite=overwrite, n_points=len(made), genes=chosen, device=device, **options
+        )
     table = None
     if genes_table is not None or heatmap is not None or change is not None:
         with notice("what each gene does along the path ..."):
             table = dynamics.gene_dynamics(whole, where, genes=chosen, **options)
     if genes_table is not None and table is not None:
-        write_frame(genes_table, table)
+        write_frame(genes_table, table, overwrite=overwrite)
         typer.echo(f"{genes_table}: {len(table):,} rows, a gene each")
     if refit is not None:
         with notice("refitting the trends to the counts ..."):
             times, shares = _ordered(adata, pseudotime, weights, lineages, lineage)
             options = {name: value for name, value in options.items() if name not in ("n_samples", "max_conditions")}
-            write_whole(
-                refit_trends(opened, made, adata, pseudotime=times, weights=shares, genes=chosen, **options), refit
-            )
+            refitted = refit_trends(opened, made, adata, pseudotime=times, weights=shares, genes=chosen, **options)
+            write_whole(refitted, refit, overwrite=overwrite)
     shown = chosen or plots.most_changing(expression, 6)
     if plot is not None:
         behind = {} if start is not None else _observed(opened, adata, pseudotime, weights, lineages, lineage)
-        plots.save(plots.trends(expression, shown, **behind), plot)
+        plots.save(plots.trends(expression, shown, **behind), plot, overwrite=overwrite)
         typer.echo(f"{plot}: trends")
     if heatmap is not None:
         first = None if made.lineages is None else made.lineages[0]
         ordered_genes = dynamics.cascade(table, n_top=40, lineage=first)
         if len(ordered_genes):
-            plots.save(plots.heatmap(expression, ordered_genes), heatmap)
+            plots.save(plots.heatmap(expression, ordered_genes), heatmap, overwrite=overwrite)
             typer.echo(f"{heatmap}: cascade")
         else:
             typer.echo(f"note: {heatmap} is not drawn, as no gene changes by more than the error bars", err=True)
     if latent is not None:
         colour = adata.obs[key] if key is not None else adata.obs[pseudotime] if pseudotime is not None else None
-        plots.save(plots.latent(opened, made, cells=opened.get_latent_representation(adata), colour=colour), latent)
+        shown_cells = opened.get_latent_representation(adata)
+        view = plots.latent(opened, made, cells=shown_cells, colour=colour)
+        plots.save(view, latent, overwrite=overwrite)
         typer.echo(f"{latent}: cells and path")
     if change is not None:
-        plots.save(plots.change(table), change)
+        plots.save(plots.change(table), change, overwrite=overwrite)
         typer.echo(f"{change}: fold change against score")
 
 

@@ -55,7 +55,7 @@ def encode(
     check_free(out, overwrite)
     adata = open_anndata(cells)
     latents = load(model).get_latent_representation(adata, n_samples=n_samples, seed=seed, device=device)
-    write_latents(out, latents, adata, use_rep)
+    write_latents(out, latents, adata, use_rep, overwrite=overwrite)
     typer.echo(f"{out}: {' x '.join(f'{n:,}' for n in latents.shape)} latents")
 
 
@@ -93,6 +93,7 @@ def decode(
         load(model),
         read_points_file(points),
         out,
+        overwrite=overwrite,
         use_rep=use_rep,
         quantity=quantity,
         genes=split_commas(genes),
@@ -152,24 +153,27 @@ def generate(
             device=device,
             seed=seed,
             out=streamed,
+            overwrite=overwrite and streamed is not None,
             on_tile=add,
         )
     if streamed is None:
-        write_table(out, cells)
+        write_table(out, cells, overwrite=overwrite)
     n_from = json.loads(cells.uns["scdecode"]["generated"])["n_reference_cells"]
     typer.echo(f"{out}: {cells.n_obs:,} cells x {cells.n_vars:,} genes, counts, from {n_from:,} reference cells")
 
 
 @app.command(epilog="Example: `scdecode demo --out demo/`")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write to; it is made anew.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("demo"),
     max_epochs: Annotated[int | None, typer.Option(help="Passes over the cells. [default: 400]")] = None,
+    overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
     """Real cells to a model, a path, its genes and pictures, without a network."""
     from scdecode.demo import END, START, run_demo
 
-    done = run_demo(out, max_epochs=max_epochs, seed=seed, say=typer.echo)
+    check_free(out, overwrite)
+    done = run_demo(out, max_epochs=max_epochs, seed=seed, say=typer.echo, overwrite=overwrite)
     for word, ranked in (("rise", done.risen), ("fall", done.fallen)):
         shown = ", ".join(f"{gene} ({change:+.1f})" for gene, change in ranked)
         typer.echo(f"genes that {word} most from {START} to {END} (log2 fold change): {shown}")

@@ -9,26 +9,32 @@ from typing import Any
 import typer
 
 
-def write_decoded(model: Any, points: Any, out: Path, *, n_points: int | None = None, **options: Any) -> Any:
+def write_decoded(
+    model: Any, points: Any, out: Path, *, overwrite: bool, n_points: int | None = None, **options: Any
+) -> Any:
     """Decode points to a file: tile by tile to .h5ad and .zarr, at once to a table."""
     from scdecode.progress import counting_progress
     from scdecode.tables import write_table
 
     streamed = out if out.suffix in (".h5ad", ".zarr") else None
     with counting_progress("decoding", n_points or _count(points), enabled=True) as add:
-        expression = model.decode(points, out=streamed, on_tile=add, **options)
+        replace = overwrite and streamed is not None
+        expression = model.decode(points, out=streamed, overwrite=replace, on_tile=add, **options)
     if streamed is None:
-        write_table(out, expression)
+        write_table(out, expression, overwrite=overwrite)
     tell_of(out, expression)
     return expression
 
 
-def write_whole(expression: Any, out: Path) -> None:
+def write_whole(expression: Any, out: Path, *, overwrite: bool) -> None:
     """Write a result that is in memory."""
     from scdecode.results import write_h5ad
     from scdecode.tables import write_table
 
-    (write_h5ad if out.suffix == ".h5ad" else lambda result, path: write_table(path, result))(expression, out)
+    if out.suffix == ".h5ad":
+        write_h5ad(expression, out, overwrite=overwrite)
+    else:
+        write_table(out, expression, overwrite=overwrite)
     tell_of(out, expression)
 
 

@@ -36,7 +36,7 @@ from scdecode.errors import (
     NewerFormatError,
     listing,
 )
-from scdecode.files import check_replaceable, is_empty_folder, replacing, sha256
+from scdecode.files import check_replaceable, replacing, sha256
 from scdecode.formats.stored import Origin, StoredModel, filled_classification, filled_vae, kind_of
 from scdecode.reference import Reference
 from scdecode.schema import Schema
@@ -81,7 +81,7 @@ def write(
     """
     path = Path(path)
     reference = {} if model.reference is None else _present(model.reference)
-    with replacing(path, overwrite=overwrite or is_empty_folder(path)) as folder:
+    with replacing(path, overwrite=overwrite) as folder:
         folder.mkdir()
         # not with save_file, which has an error of its own for a full disk
         weights = model.vae.state_dict() | {_KEPT + name: t for name, t in model.kept.items()}
@@ -117,7 +117,7 @@ def _present(reference: Reference) -> dict[str, np.ndarray]:
 
 def check_target(path: str | Path, *, overwrite: bool) -> None:
     """Raise :class:`OutputError` where :func:`write` would: best known before a training, and not after it."""
-    check_replaceable(path, (_WEIGHTS, _REFERENCE, MANIFEST), overwrite=overwrite or is_empty_folder(path))
+    check_replaceable(path, (_WEIGHTS, _REFERENCE, MANIFEST), overwrite=overwrite)
 
 
 def _digest_of(manifest: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ from scdecode.errors import (
     listing,
     warn,
 )
-from scdecode.files import check_replaceable, is_empty_folder, replacing
+from scdecode.files import check_replaceable, replacing
 from scdecode.formats.archives import read_archive, read_pickle_file
 from scdecode.formats.frames import history_of
 from scdecode.formats.scvi_names import CLASSIFICATION, to_ours, to_theirs
@@ -296,7 +296,7 @@ def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> N
         "var_names": np.array(model.schema.genes, dtype=object),
         "attr_dict": attributes,
     }
-    with replacing(path, overwrite=overwrite or is_empty_folder(path)) as folder:
+    with replacing(path, overwrite=overwrite) as folder:
         folder.mkdir()
         buffer = io.BytesIO()  # torch has an error of its own for a full disk
         torch.save(content, buffer)
@@ -305,7 +305,7 @@ def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> N
 
 def check_target(path: str | Path, *, overwrite: bool) -> None:
     """Raise :class:`OutputError` where :func:`write` would."""
-    check_replaceable(path, (_MODEL,), overwrite=overwrite or is_empty_folder(path))
+    check_replaceable(path, (_MODEL,), overwrite=overwrite)
 
 
 def weights_of(model: StoredModel) -> dict[str, Tensor]:

@@ -63,22 +63,31 @@ def tidy(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def save(ax: Axes, path: str | Path) -> None:
+def save(ax: Axes, path: str | Path, *, overwrite: bool = False) -> None:
     """Write the figure of Axes, with all others on it, to a file (.png, .pdf, .svg) and close it.
+
+    Parameters
+    ----------
+    ax
+        Any Axes of the figure.
+    path
+        The file.
+    overwrite
+        Whether to replace a file that is already there; by default that is an error.
 
     Raises
     ------
     InputError
         For an ending that matplotlib does not write.
     OutputError
-        Where it cannot be written.
+        If it cannot be written, or is there already and ``overwrite`` is False.
     """
     import matplotlib.pyplot as plt
 
     figure, path = figure_of(ax), Path(path)
     if path.suffix not in PICTURES:
         raise InputError(f"{path}: {path.suffix!r} came, a name that ends in .png, .pdf or .svg was expected")
-    with replacing(path) as temporary:
+    with replacing(path, overwrite=overwrite) as temporary:
         figure.savefig(temporary, dpi=150)
     plt.close(figure)
 
