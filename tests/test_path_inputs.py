@@ -259,12 +259,13 @@ def test_series_in_a_mapping_keep_their_order_and_must_share_it():
     a = pd.Series([1.0, 2.0, 3.0], index=["z", "y", "x"])
     found = by_lineage("weights", {"a": a, "b": a + 1, "c": pd.Series([7.0, 8, 9]), "d": [4, 5, 6]})
     assert [column.tolist() for column in found.values()] == [[1, 2, 3], [2, 3, 4], [7, 8, 9], [4, 5, 6]]
-    for other in (a[::-1], a.rename({"x": "w"}), a[:2]):
-        with pytest.raises(PointsError, match=r"weights\['b'\]: a Series came whose index, \[.*\], is not that of"):
-            by_lineage("weights", {"a": a, "b": other})
+    z = np.zeros((3, K), dtype=np.float32)
+    for other, said in ((a[::-1], "another order"), (a.rename({"x": "w"}), "other names than the cells have")):
+        with pytest.raises(ConditionError, match=rf"weights\['b'\]: .* {said}"):
+            read_ordered(z, np.arange(3.0), {"a": a, "b": other})
     levels = a.set_axis(pd.MultiIndex.from_tuples([("z", 1), ("y", 1), ("x", 1)]))
-    with pytest.raises(PointsError, match="bring all into the order of the cells"):
-        by_lineage("weights", {"a": levels, "b": levels[::-1]})
+    with pytest.raises(ConditionError, match="bring it into theirs"):
+        read_ordered(z, np.arange(3.0), {"a": levels, "b": levels[::-1]})
 
 
 def test_cells_in_order():

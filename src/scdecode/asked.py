@@ -116,7 +116,7 @@ def cells_for(
         if layer is not None or use_raw is not None:
             raise InputError("layer, use_raw: got one without adata; expected both; pass the AnnData, or leave it out")
         check_unchanged(model._cells)
-        return model._cells if indices is None else model._cells.at(indices)
+        return model._cells if indices is None else model._cells.at(_rows(model, adata, indices))
     adata = model.adata if adata is None else adata
     if adata is None:
         raise InputError("adata: none came, and a model that was opened from files has no cells; pass an AnnData")
@@ -142,9 +142,8 @@ def choose(model: OnCells, adata: AnnData | None, indices: Any, *, need_library:
         raise ConditionError(f"adata.obs: there is no {columns.labels_key!r}, which dispersion='gene-label' needs")
     if need_library and config.use_size_factor and np.isnan(np.asarray(cells.size_factor_n)).any():
         raise ConditionError(f"adata.obs: there is no {columns.size_factor_key!r}, the size factor of this model")
-    source = model.adata if adata is None else adata
+    source, names = model.adata if adata is None else adata, cell_names(model, adata, indices)
     if source is None:
-        names = pd.RangeIndex(len(cells)).astype(str)
         if need_library:
             check_libraries(cells, config, names)
         return Chosen(cells, names, pd.Index(model.schema.genes))
@@ -153,11 +152,25 @@ def choose(model: OnCells, adata: AnnData | None, indices: Any, *, need_library:
             f"adata: it has {source.n_obs:,} cells now and had {len(model._cells):,} when the model was made of it; "
             "pass the cells you mean as adata=..."
         )
-    names = source.obs_names if indices is None else source.obs_names[check_rows(indices, source.n_obs)]
     if need_library:
         check_libraries(cells, config, names)
     same = tuple(source.var_names) == model.schema.genes
     return Chosen(cells, names, source.var_names if same else pd.Index(model.schema.genes))
+
+
+def cell_names(model: OnCells, adata: AnnData | None, indices: Any) -> pd.Index:
+    """Return the names of the cells that :func:`cells_for` gives for the same arguments."""
+    source = model.adata if adata is None else adata
+    if source is None:
+        return pd.RangeIndex(0 if model._cells is None else len(model._cells)).astype(str)
+    return source.obs_names if indices is None else source.obs_names[_rows(model, adata, indices)]
+
+
+def _rows(model: OnCells, adata: AnnData | None, indices: Any) -> np.ndarray:
+    """Positions of the cells that are wanted."""
+    source = model.adata if adata is None else adata
+    assert source is not None, "cells come from an AnnData"
+    return check_rows(indices, source.n_obs, source.obs_names)
 
 
 def batch_codes(schema: Schema, transform_batch: Any) -> list[int | None]:

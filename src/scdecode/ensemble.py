@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scdecode._utils.levels import Category
+from scdecode._utils.names import are_numbers, as_names
 from scdecode.decoding import Request, Tile, draw_tiles, noise_of_counting, summary
 from scdecode.devices import choose_device
 from scdecode.errors import InputError, PointsError, listing
@@ -208,6 +209,13 @@ def _frame(asked: Sequence[Asked]) -> Frame:
             raise PointsError(
                 f"points: {one.frame.shape[0]} points came for model {i} and {first.shape[0]} for model 0 "
                 f"({_kept(one.request)} and {_kept(asked[0].request)}); alike paths were expected"
+            )
+        names, others = asked[0].points.own_names, one.points.own_names
+        named = not (are_numbers(names) or are_numbers(others))
+        if named and not as_names(names).equals(as_names(others)):
+            raise PointsError(
+                f"points: the names of the points of model {i}, {listing(others, 3)}, are not those of model 0, "
+                f"{listing(names, 3)}; expected the same points in the same order"
             )
         times = [frame.obs["time"] for frame in (first, one.frame) if "time" in frame.obs]
         if len(times) == 1 or (times and not np.allclose(*times)):

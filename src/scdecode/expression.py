@@ -231,7 +231,7 @@ def prepare(
         library_size=library_size,
         max_conditions=max_conditions,
         label_matters=model.config.dispersion == "gene-label",
-        point_names=read.names,
+        point_names=read.own_names,
     )
     positions = gene_positions(model.schema, genes)
     request = make_request(

@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from anndata import AnnData
-from torch.distributions import Normal
 
+from scdecode._utils.names import NamedNormal
 from scdecode.errors import InputError, PointsError, SupportWarning, warn
 from scdecode.geometry import geodesic
 from scdecode.model import SCVI
@@ -197,13 +197,13 @@ def variances_of_reference(reference: Reference, simplex: bool) -> np.ndarray | 
     return np.asarray(torch.softmax(torch.from_numpy(z), dim=-1).var(dim=0).numpy())
 
 
-def posterior_of(model: SCVI, adata: AnnData) -> Normal:
+def posterior_of(model: SCVI, adata: AnnData) -> NamedNormal:
     """Mean and standard deviation of the latent point of each cell."""
     if model.config.latent_distribution == "normal":
         return model.posterior(adata)
     # that of a logistic normal is the posterior of z before its softmax, and no latent point
     draws = torch.from_numpy(model.get_latent_representation(adata, n_samples=DRAWS))
-    return Normal(draws.mean(0), draws.std(0))
+    return NamedNormal(draws.mean(0), draws.std(0), adata.obs_names)
 
 
 def _polyline(corners: np.ndarray, n_points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

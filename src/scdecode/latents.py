@@ -10,10 +10,11 @@ from typing import Any, Literal, overload
 import numpy as np
 import torch
 from anndata import AnnData
-from torch.distributions import LogNormal, Normal
+from torch.distributions import LogNormal
 
+from scdecode._utils.names import NamedNormal
 from scdecode.arguments import refuse_loaders
-from scdecode.asked import OnCells, cells_for, computing, encode_with_library
+from scdecode.asked import OnCells, cell_names, cells_for, computing, encode_with_library
 from scdecode.devices import choose_device
 from scdecode.encoding import BATCH_SIZE, Posterior, encode, latent_draws, latent_mean
 from scdecode.errors import InputError
@@ -28,11 +29,14 @@ def posterior(
     device: str = "cpu",
     layer: str | None = None,
     use_raw: bool | None = None,
-) -> Normal:
-    """The posterior q(z | x) of each cell: a torch ``Normal`` of shape ``(n, k)``.
+) -> NamedNormal:
+    """The posterior q(z | x) of each cell: a torch ``Normal`` of shape ``(n, k)`` that knows the cells' names.
 
     :meth:`decode` takes it as points with a spread. For ``latent_distribution="ln"`` it is that of z before its
     softmax, and :meth:`get_latent_representation` gives latent points.
+
+    Its ``names`` are those of the cells. If it stands beside a Series or a DataFrame, such as a pseudotime, a batch or
+    weights, the names of both must be the same in the same order; anything else is an error.
 
     Parameters
     ----------
@@ -54,7 +58,7 @@ def posterior(
         For genes that are missing, values that are no counts, unknown categories, missing columns.
     """
     found = _posterior(model, adata, indices, batch_size, device, layer, use_raw)
-    return Normal(found.mean_nk, found.variance_nk.sqrt(), validate_args=False)
+    return NamedNormal(found.mean_nk, found.variance_nk.sqrt(), cell_names(model, adata, indices))
 
 
 @overload

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from scdecode._utils.names import check_names
 from scdecode.errors import ConditionError, ConditionWarning, listing, warn
-from scdecode.said import check_order
 from scdecode.schema import Schema
 
 DEFAULT_LIBRARY = 1e4
@@ -29,8 +29,7 @@ def read_library_size(
                 f"library_size: {library_size!r} came, a number, an array or 'observed' was expected{hint}"
             )
         return np.array([_median(schema)], dtype=np.float32)
-    if isinstance(library_size, pd.Series) and point_names is not None:
-        check_order("library_size", library_size.index, point_names)
+    check_names("library_size", library_size, point_names)
     if isinstance(library_size, torch.Tensor):
         library_size = library_size.detach().cpu().numpy()
     if isinstance(library_size, np.ma.MaskedArray):

@@ -11,9 +11,10 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from scdecode._utils.names import are_numbers, check_names
 from scdecode.errors import ConditionError, ConditionWarning, InputError, PointsError, listing, unknown_name, warn
-from scdecode.points import Path, as_names, as_numpy, read_array, read_points
-from scdecode.said import check_order, read_categories, read_numbers
+from scdecode.points import Path, as_numpy, read_array, read_points
+from scdecode.said import read_categories, read_numbers
 from scdecode.schema import Schema
 
 CONDITIONS = ("batch", "labels", "categorical", "continuous", "library_size")
@@ -60,29 +61,6 @@ def variances_of(spread: np.ndarray | None) -> np.ndarray | None:
     return np.asarray(spread**2 if spread.ndim == 2 else np.diagonal(spread, axis1=1, axis2=2))
 
 
-# -- names of points
-
-
-def point_names(points: Any) -> pd.Index | None:
-    """The names that points have, if any."""
-    if isinstance(points, pd.DataFrame):
-        return as_names(points.index, len(points))
-    return as_names(points.obs_names, points.n_obs) if isinstance(points, AnnData) else None
-
-
-def check_names(place: str, values: Any, names: pd.Index | None) -> None:
-    """Raise :class:`ConditionError` where a Series or DataFrame has the points in another order."""
-    if names is not None and isinstance(values, pd.Series | pd.DataFrame):
-        check_order(place, as_names(values.index, len(values)), names)
-
-
-def _own_names(values: Any) -> pd.Index | None:
-    """The names in a Series or DataFrame, if they are more than numbers from 0."""
-    if not isinstance(values, pd.Series | pd.DataFrame) or values.index.equals(pd.RangeIndex(len(values))):
-        return None
-    return as_names(values.index, len(values))
-
-
 # -- cells in order, by lineage
 
 
@@ -106,17 +84,30 @@ def read_ordered(z: Any, pseudotime: Any, weights: Any) -> Ordered:
         For points that cannot be used, what are no numbers, cells in another order, lineages of other names.
     """
     cells = read_points(z, width_of(z, "z"))
-    names = point_names(z)
-    for place, values in (("pseudotime", pseudotime), ("weights", weights)):
-        for part in values.values() if isinstance(values, Mapping) else [values]:
-            check_names(place, part, names)
-            names = _own_names(part) if names is None else names
+    check_all_names({"pseudotime": pseudotime, "weights": weights}, cells.own_names, "cells")
     times, shares = by_lineage("pseudotime", pseudotime), by_lineage("weights", weights)
     if _has_names(weights):  # of two, one with names of its own and one without
         times = _named_as(times, pseudotime, shares)
     if _has_names(pseudotime):
         shares = _named_as(shares, weights, times)
     return Ordered(cells.z_nk.numpy(), variances_of(cells.spread), times, shares, lineage_names(times, shares))
+
+
+def check_all_names(given: Mapping[str, Any], names: pd.Index, kind: str) -> None:
+    """Check the names in numbers of each cell, by lineage or not, against the cells' and against one another.
+
+    Raises
+    ------
+    ConditionError
+        As :func:`scdecode._utils.names.check_names`.
+    """
+    for place, values in given.items():
+        several = isinstance(values, Mapping)
+        parts = {f"{place}[{name!r}]": part for name, part in values.items()} if several else {place: values}
+        for own_place, part in parts.items():
+            check_names(own_place, part, names, kind)
+            if are_numbers(names) and isinstance(part, pd.Series | pd.DataFrame):
+                names = part.index  # the cells have none: those of the first values that have some
 
 
 def by_lineage(place: str, values: Any) -> dict[str | None, Any]:
@@ -134,7 +125,6 @@ def by_lineage(place: str, values: Any) -> dict[str | None, Any]:
     if values is None:
         return {}
     if isinstance(values, Mapping):
-        _check_alike(place, values)
         return _unique(place, [(str(name), column) for name, column in values.items()])
     if isinstance(values, pd.DataFrame):
         return _unique(place, [(str(name), values.iloc[:, i]) for i, name in enumerate(values)])
@@ -158,19 +148,6 @@ def _unique(place: str, columns: list[tuple[str, Any]]) -> dict[str | None, Any]
     if not names or len(set(names)) < len(names):
         raise InputError(f"{place}: the lineages {listing(names)} came; names that differ were expected")
     return {name: _numbers(f"{place}[{name!r}]", column) for name, column in columns}
-
-
-def _check_alike(place: str, columns: Mapping[Any, Any]) -> None:
-    """Raise :class:`PointsError` where Series are of other cells, or of the same in another order."""
-    first = None
-    for name, column in columns.items():
-        own = _own_names(column)
-        first = own if first is None else first
-        if own is not None and first is not None and not own.equals(first):
-            raise PointsError(
-                f"{place}[{name!r}]: a Series came whose index, {listing(own[:3])}, is not that of those before, "
-                f"{listing(first[:3])}; bring all into the order of the cells with .loc[...]"
-            )
 
 
 def _lineage_of_each(place: str, values: Any) -> np.ndarray | None:

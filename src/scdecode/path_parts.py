@@ -12,8 +12,9 @@ import torch
 from anndata import AnnData
 from torch.distributions import Distribution
 
+from scdecode._utils.names import check_names, names_of
 from scdecode.errors import PointsError, unknown_name
-from scdecode.path_inputs import check_names, is_path, part_of, point_names, read_conditions, width_of
+from scdecode.path_inputs import is_path, part_of, read_conditions, width_of
 from scdecode.points import DEFAULT_REP, as_numpy, read_array, read_points
 
 _AXES = ("points", "time", "spread")  # of a path, with a row a lineage
@@ -61,7 +62,7 @@ def read_parts(
     PointsError, ConditionError, InputError
         For whatever does not fit.
     """
-    names = point_names(points)
+    names = names_of(points)
     time_name = None
     if is_path(points):
         kept = _kept(points, lineages)
@@ -71,6 +72,7 @@ def read_parts(
         conditions = _merged(kept["conditions"], conditions)
         points, lineages = kept["points"], kept["lineages"]
     z, around, lineages = read_paths(points, n_latent, spread, lineages, simplex=simplex)
+    names = pd.RangeIndex(z.shape[-2]) if names is None else names
     check_names("time", time, names)
     return Parts(
         points=z,

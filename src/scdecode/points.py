@@ -13,6 +13,7 @@ from anndata import AnnData
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
+from scdecode._utils.names import as_names, check_names, names_of
 from scdecode.errors import PointsError, SupportWarning, listing, unknown_name, warn
 
 DEFAULT_REP = "X_scVI"
@@ -56,7 +57,8 @@ class Points:
 
     z_nk: Tensor  # (n, k) float32, on the CPU
     shape: tuple[int, ...]  # the leading axes, as given
-    names: pd.Index  # of the n points
+    names: pd.Index  # of the n points, strings; where they have none, numbers
+    own_names: pd.Index  # as they came; where there were none, numbers from 0
     spread: np.ndarray | None  # as given: (n, k, k) covariances, (n, k) standard deviations
     factors: Tensor | None  # to multiply noise with: (n, k, k) or (n, k)
     time: np.ndarray | None  # (n,) where along a path each point is
@@ -94,14 +96,13 @@ def read_points(
     PointsError
         For a wrong width, no points, NaN or infinite values, or a spread that does not fit.
     """
-    names = time = own = path = None
+    time = own = path = None
     spread = bool(spread) if isinstance(spread, np.bool_) else spread
     if use_rep is not None and not isinstance(points, AnnData):
         raise PointsError(f"use_rep: {use_rep!r} came, but the points are {type(points).__name__} and no AnnData")
+    names = names_of(points)
     if isinstance(points, AnnData):
-        names, points = points.obs_names, _representation(points, use_rep)
-    elif isinstance(points, pd.DataFrame):
-        names = points.index
+        points = _representation(points, use_rep)
     elif isinstance(points, Distribution):
         if simplex:
             raise PointsError(
@@ -116,11 +117,15 @@ def read_points(
         raise PointsError("spread: True came, but the points have none of their own; pass standard deviations")
     spread = own if spread is None or spread is True else None if spread is False else spread
     z_nk, shape = read_latents(points, n_latent, simplex=simplex)
+    if names is None or shape != (len(names),):
+        names = pd.RangeIndex(len(z_nk))
+    check_names("spread", spread, names)
     given, factors = _read_spread(spread, shape, n_latent)
     return Points(
         z_nk,
         shape,
-        as_names(names, len(z_nk)),
+        as_names(names),
+        names,
         given,
         factors,
         _read_time(time, shape),
@@ -176,15 +181,6 @@ def read_latents(points: Any, n_latent: int, *, simplex: bool = False) -> tuple[
     if simplex:
         _check_simplex(z_nk)
     return z_nk, shape
-
-
-def as_names(names: pd.Index | None, n_points: int) -> pd.Index:
-    """Names of points as strings, those of several levels joined; where there are none, numbers."""
-    if names is None:
-        names = pd.RangeIndex(n_points)
-    if isinstance(names, pd.MultiIndex):
-        return pd.Index(["-".join(map(str, levels)) for levels in names])
-    return names.astype(str)
 
 
 def _read_time(time: Any, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from scdecode._utils.levels import Category
+from scdecode._utils.names import check_names
 from scdecode.errors import ConditionError, ConditionWarning, listing, unknown_name, warn
 from scdecode.points import LARGEST
 from scdecode.schema import Schema
@@ -105,8 +106,7 @@ def _read(place: str, value: Any, n_points: int, category: Category | None, poin
         return Said(averaged=tuple((code, 1 / len(values)) for code in codes.tolist()))
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
-    if isinstance(value, pd.Series) and point_names is not None:
-        check_order(place, value.index, point_names)
+    check_names(place, value, point_names)
     if isinstance(value, np.ma.MaskedArray):
         masked = np.ma.getmaskarray(value)
         value = value.data.astype(object)
@@ -119,16 +119,6 @@ def _read(place: str, value: Any, n_points: int, category: Category | None, poin
             )
         return Said(per_point=_values(place, array, category))
     return Said(averaged=((_values(place, [value], category)[0].item(), 1.0),))
-
-
-def check_order(place: str, index: pd.Index, point_names: pd.Index) -> None:
-    """Raise :class:`ConditionError` where a Series names the points, but in another order."""
-    names = index.astype(str)
-    if len(names) == len(point_names) and not names.equals(point_names) and set(names) == set(point_names):
-        raise ConditionError(
-            f"{place}: a Series came that names the points in another order (it begins {listing(names[:3])}, they do "
-            f"{listing(point_names[:3])}); bring it into theirs with .loc[...], or pass .to_numpy() to go by position"
-        )
 
 
 def _values(place: str, values: Sequence[Any] | np.ndarray, category: Category | None) -> np.ndarray:

@@ -16,11 +16,10 @@ from scdecode import arguments
 from scdecode import config as configs
 from scdecode._utils.inference import in_evaluation
 from scdecode.arguments import Refusals, refuse
-from scdecode.asked import cells_for
+from scdecode.asked import cell_names, cells_for
 from scdecode.cells import (
     Cells,
     check_columns,
-    check_rows,
     knowing,
     note_columns,
     note_unlabeled,
@@ -428,10 +427,7 @@ class SCANVI(SCVI):
         assert self.schema.labels is not None, "a model of this class has labels"
         values = self.schema.labels.values[: self.schema.n_classes]
         if soft:
-            source = self.adata if adata is None else adata
-            assert source is not None, "cells come from an AnnData"
-            names = source.obs_names if indices is None else source.obs_names[check_rows(indices, source.n_obs)]
-            return pd.DataFrame(probability_ny, index=names, columns=pd.Index(values))
+            return pd.DataFrame(probability_ny, index=cell_names(self, adata, indices), columns=pd.Index(values))
         return np.array(values[probability_ny.argmax(axis=1)].tolist())
 
 

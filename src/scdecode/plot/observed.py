@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scdecode._utils.names import check_names
 from scdecode.errors import CountsError, CountsWarning, InputError, listing, unknown_name, warn
 from scdecode.matrices import check_counts, to_csr
 from scdecode.plot.reading import Line, columns_of, made_of
@@ -98,6 +99,7 @@ def _column(cells: AnnData, value: Any, place: str) -> Any:
             f"{place}: shape {np.shape(value)} came, a column of cells.obs or one value for each of the "
             f"{cells.n_obs:,} cells was expected"
         )
+    check_names(place, value, cells.obs_names, "cells")
     return pd.Series(np.asarray(value), index=cells.obs_names)
 
 

@@ -11,8 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scdecode.errors import InputError, PointsError, SupportWarning, listing, unknown_name, warn
-from scdecode.path_inputs import by_lineage
-from scdecode.said import check_order
+from scdecode.path_inputs import by_lineage, check_all_names
 from scdecode.trajectory import SHARE
 
 _STRAY = 0.05  # of the weight: cells before or after the path, of which nobody need be told
@@ -53,9 +52,8 @@ def read_values(place: str, values: Any, adata: AnnData | None, n_cells: int) ->
         if values not in adata.obs and values not in adata.obsm:
             raise InputError(unknown_name(place, values, [*adata.obs, *adata.obsm], "columns of adata.obs and obsm"))
         values = adata.obs[values] if values in adata.obs else adata.obsm[values]
-    named = isinstance(values, pd.Series | pd.DataFrame) and not isinstance(values.index, pd.RangeIndex)
-    if named and adata is not None and len(values) == adata.n_obs:
-        check_order(place, values.index, adata.obs_names)
+    names = pd.RangeIndex(n_cells) if adata is None else adata.obs_names
+    check_all_names({place: values}, names, "cells")
     if place == "pseudotime" and np.ndim(values) == 1:  # names are lineages, as weights
         values = _numbers(place, values)
     found = {}
