@@ -18,6 +18,7 @@ from scdecode.expression import Asked, joined, prepare
 from scdecode.model import SCVI
 from scdecode.path_inputs import CONDITIONS
 from scdecode.points import conditions_of
+from scdecode.provenance import without_arguments
 from scdecode.pseudocounts import PSEUDOCOUNT, pseudocounts
 
 
@@ -227,7 +228,8 @@ def _stacked(parts: Mapping[str, tuple[Any, dict[str, np.ndarray]]], noted: Mapp
     obs["condition"] = pd.Categorical(obs["condition"], categories=list(parts))
     arrays = {key: np.concatenate([own[key] for _, own in parts.values()]) for key in next(iter(parts.values()))[1]}
     # the arguments are those of one condition, and decode_arguments could not make all of this again from them
-    made = {key: v for key, v in frames[0].uns["scdecode"].items() if key not in ("arguments", "conditions", "shape")}
+    told = without_arguments(frames[0].uns["scdecode"])
+    made = {key: value for key, value in told.items() if key not in ("conditions", "shape")}
     return AnnData(
         X=arrays.pop("X"),
         obs=obs,

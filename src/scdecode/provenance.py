@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from anndata import AnnData
 
 from scdecode.conditions import Conditions, slots_in_words
 from scdecode.decoding import Request, layer_names
-from scdecode.errors import InputError
+from scdecode.errors import InputError, ScdecodeWarning, listing, warn
 from scdecode.points import KnownPath, Points
 from scdecode.schema import Schema
 from scdecode.support import FAR
@@ -60,6 +60,33 @@ def _digest(names: tuple[str, ...]) -> str:
     return digest_of(names)
 
 
+def _order_digest(names: Iterable[str]) -> str:
+    """Return a short digest of names in their order."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=4)
+def _order(names: tuple[str, ...]) -> str:
+    return _order_digest(names)
+
+
+def _row_digests(obs: pd.DataFrame, obsm: Mapping[str, np.ndarray], columns: Iterable[str]) -> np.ndarray:
+    """Return a digest of each row, ``(n,)`` uint64: of its point, its spread and its conditions."""
+    parts = [pd.util.hash_array(column) for column in np.asarray(obsm["latent"]).T]
+    if "latent_spread" in obsm:
+        spread = np.asarray(obsm["latent_spread"])
+        parts += [pd.util.hash_array(column) for column in spread.reshape(len(spread), -1).T]
+    for name in columns:
+        values = obs[name]
+        if isinstance(values.dtype, pd.CategoricalDtype):  # a file may give the names another type of text
+            values = values.cat.rename_categories(values.cat.categories.astype(str).astype(object))
+        parts.append(pd.util.hash_pandas_object(values, index=False, categorize=False).to_numpy())
+    total_n = np.zeros(len(obs), dtype=np.uint64)
+    for part in parts:
+        total_n = total_n * np.uint64(1_000_003) + part  # modulo 2**64
+    return total_n
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """Everything of a result but its expression."""
@@ -77,6 +104,11 @@ class Frame:
     def shape(self) -> tuple[int, int]:
         """Rows and genes."""
         return len(self.obs), len(self.var)
+
+
+def without_arguments(made: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a result says of itself but for what :func:`decode_arguments` needs."""
+    return {key: value for key, value in made.items() if key not in ("arguments", "rows", "gene_order")}
 
 
 def make_frame(
@@ -121,6 +153,8 @@ def make_frame(
     if points.spread is not None:
         obsm["latent_spread"] = points.spread
     is_counts = request.quantity == "counts"
+    told_by = [name for name in columns if name not in ("support", "supported")]
+    rows = {"columns": told_by, "digests": _row_digests(obs, obsm, told_by)}
     if is_counts and request.n_samples is not None and request.n_samples > 1:
         obs, obsm = _repeat(obs, obsm, request.n_samples)
     names = schema.genes if request.genes is None else tuple(schema.genes[i] for i in request.genes)
@@ -145,6 +179,8 @@ def make_frame(
         "conditions": json.dumps(slots_in_words(schema, conditions)),
         "averaged_by": "levels, equally" if schema.conditions is None else "training cells",
         "support": "unknown: the model has no reference cells" if support_n is None else "percent of reference cells",
+        "gene_order": _order(names),
+        "rows": rows,
         "conditions_covered": float(conditions.covered_g.min()),
         "arguments": json.dumps(arguments),
     }
@@ -177,16 +213,38 @@ def decode_arguments(adata: AnnData) -> dict[str, Any]:
     Parameters
     ----------
     adata
-        What :meth:`SCVI.decode` returned, or wrote.
+        What :meth:`SCVI.decode` returned, or wrote; or a part of it, ``expression[points, genes]``, in any order. The
+        arguments are then those of these points and genes. Points of several axes, or of several paths, are on one axis
+        if some of them were left out.
+
+    Returns
+    -------
+    dict
+        Arguments by name, ``points`` among them. Names of points are not kept.
 
     Raises
     ------
     InputError
-        Where it was not made by it.
+        If it was not made by :meth:`SCVI.decode`, has rows of several results, or has a part of the draws of
+        ``quantity="counts"``, which cannot be drawn again by themselves.
+
+    Examples
+    --------
+    >>> import scdecode as sd
+    >>> adata = sd.datasets.simulate_branching(300, 50)
+    >>> sd.SCVI.setup_anndata(adata, batch_key="batch")
+    >>> model = sd.SCVI(adata, n_latent=4, gene_likelihood="nb")
+    >>> model.train(max_epochs=2)
+    >>> expression = model.decode(model.get_latent_representation(), batch="batch_1")
+    >>> some = expression[:10, ["gene_03", "gene_01"]]
+    >>> again = model.decode(**sd.decode_arguments(some))
+    >>> list(again.var_names)
+    ['gene_03', 'gene_01']
     """
     if "scdecode" not in adata.uns or "latent" not in adata.obsm:
         raise InputError(
-            "adata: it has no uns['scdecode'] and obsm['latent']; a result of model.decode(...) was expected"
+            "adata: it has no uns['scdecode'] and obsm['latent']; a result of model.decode(...) was expected "
+            "(anndata.concat keeps them with uns_merge='same')"
         )
     made = adata.uns["scdecode"]
     if "arguments" not in made:
@@ -194,24 +252,87 @@ def decode_arguments(adata: AnnData) -> dict[str, Any]:
             "adata: it has no arguments of one model.decode(...), as a result of sd.counterfactual, of which each "
             "condition has its own, or of sd.refit; the result of model.decode was expected"
         )
+    arguments = json.loads(made["arguments"])
+    n_points = int(np.prod(made["shape"], dtype=int))
     first = adata.obs["draw"].to_numpy() == 0 if "draw" in adata.obs else np.ones(adata.n_obs, dtype=bool)
-    obs = adata.obs[first]
-    shape = tuple(int(n) for n in made["shape"])
-    if len(obs) != np.prod(shape, dtype=int):
-        raise InputError(
-            f"adata: it has {len(obs):,} of the {np.prod(shape, dtype=int):,} points that were decoded; the whole "
-            "result was expected"
-        )
-    arguments = {key: _restore(value, obs) for key, value in json.loads(made["arguments"]).items()}
-    arrays = {key: np.asarray(adata.obsm[key])[first] for key in adata.obsm}
+    obs, arrays = adata.obs[first], {key: np.asarray(adata.obsm[key])[first] for key in adata.obsm}
+    whole = _is_whole(made, obs, arrays, n_points)
+    if arguments["quantity"] == "counts":
+        _check_draws(adata, arguments, n_points, whole=whole)
+    arguments["genes"] = _genes(made, arguments, list(adata.var_names.astype(str)))
+    arguments = {key: _restore(value, obs) for key, value in arguments.items()}
+    shape = tuple(int(n) for n in made["shape"]) if whole else (len(obs),)
     points = arrays["latent"].reshape(*shape, -1)
     if "latent_spread" in arrays:
         arguments["spread"] = arrays["latent_spread"].reshape(*shape, *arrays["latent_spread"].shape[1:])
     if "time" not in obs:
         return {"points": points, **arguments}
-    lineages = tuple(dict.fromkeys(obs["lineage"].astype(str))) if "lineage" in obs else None
+    lineages = tuple(dict.fromkeys(obs["lineage"].astype(str))) if whole and "lineage" in obs else None
     time_n = obs["time"].to_numpy().reshape(shape)
     return {"points": KnownPath(points, None, time_n, made.get("time_name"), lineages), **arguments}
+
+
+def _is_whole(made: Mapping[str, Any], obs: pd.DataFrame, arrays: Mapping[str, np.ndarray], n_points: int) -> bool:
+    """Return whether the points are all that were decoded, in their order, and not some of them.
+
+    Raises
+    ------
+    InputError
+        If they are not those of one decoding.
+    """
+    if "rows" not in made:  # an older result, or several that anndata.concat put together
+        if len(obs) != n_points:
+            raise InputError(
+                f"adata: it has {len(obs):,} of the {n_points:,} points that were decoded; the whole result was "
+                "expected"
+            )
+        return True
+    columns = [str(name) for name in np.atleast_1d(made["rows"]["columns"])]
+    known_n = np.asarray(made["rows"]["digests"])
+    strange = [name for name in columns if name not in obs]
+    if strange:
+        raise InputError(
+            f"adata.obs: {listing(strange)} are missing; expected the columns that model.decode(...) wrote"
+        )
+    own_n = _row_digests(obs, arrays, columns)
+    if np.array_equal(own_n, known_n):
+        return True
+    others = int((~np.isin(own_n, known_n)).sum())
+    if others or not len(obs):
+        raise InputError(
+            f"adata: {others:,} of its {len(obs):,} rows are not of the result that uns['scdecode'] tells of, or were "
+            "changed; expected rows of one result of model.decode(...)"
+        )
+    return False
+
+
+def _check_draws(adata: AnnData, arguments: Mapping[str, Any], n_points: int, *, whole: bool) -> None:
+    """Raise :class:`InputError` unless all draws of counts are there; warn if genes were left out.
+
+    What is drawn for a point depends on its place among the others, and on the genes beside it.
+    """
+    n_samples = int(arguments["n_samples"] or 1)
+    draw_n = adata.obs["draw"].to_numpy() if "draw" in adata.obs else np.zeros(adata.n_obs, dtype=int)
+    if not whole or not np.array_equal(draw_n, np.tile(np.arange(n_samples), n_points)):
+        raise InputError(
+            f"adata: got {adata.n_obs:,} rows of {n_points * n_samples:,} that were drawn, or in another order, and "
+            "some of the draws alone cannot be drawn again; expected the whole result: call decode_arguments before "
+            "choosing rows"
+        )
+
+
+def _genes(made: Mapping[str, Any], arguments: Mapping[str, Any], names: list[str]) -> list[str] | None:
+    """Return the genes that a result has now, None for all of the model in its order."""
+    if made.get("gene_order") == _order_digest(names) or names == arguments["genes"]:
+        genes: list[str] | None = arguments["genes"]
+        return genes
+    if arguments["quantity"] == "counts" and "gene_order" in made:
+        warn(
+            f"adata: counts of {len(names):,} genes chosen after they were drawn are drawn anew from the same "
+            "distribution, and are other draws; call decode_arguments before choosing genes for the same draws",
+            ScdecodeWarning,
+        )
+    return names
 
 
 def _restore(value: Any, obs: pd.DataFrame) -> Any:

@@ -14,6 +14,7 @@ from scdecode.decoding import gene_positions
 from scdecode.errors import ConditionError, InputError, PointsError, check_integer
 from scdecode.expression import Asked, prepare
 from scdecode.model import SCVI
+from scdecode.provenance import without_arguments
 from scdecode.refitting.cells_along import of_lineage, place_cells, read_values
 from scdecode.refitting.expected import moments_of
 from scdecode.refitting.posterior import refit_line
@@ -173,7 +174,7 @@ def refit(
         after = "" if lineage is None else f"_{lineage}".replace("/", "_")  # which is a folder in a file
         var[f"counts{after}"], var[f"misfit{after}"] = trend.counts_g, trend.misfit_g
         done[after[1:] or "path"] = trend.report
-    made = {key: v for key, v in asked.frame.uns["scdecode"].items() if key != "arguments"}  # decode's, of one layer
+    made = without_arguments(asked.frame.uns["scdecode"])  # they are decode's, of one layer
     result = AnnData(
         X=layers.pop("X"),
         obs=asked.frame.obs,
