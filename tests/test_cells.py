@@ -10,12 +10,12 @@ import scipy.sparse as sp
 from small_models import EVERYTHING, make_adata, make_model
 
 import scdecode as sd
+from scdecode._utils.rows import check_rows
 from scdecode.cells import (
     SETUP_KEY,
     UNREAD,
     Cells,
     check_cells,
-    check_rows,
     check_unchanged,
     open_anndata,
     read_cells,

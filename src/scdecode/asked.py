@@ -17,7 +17,8 @@ from torch.distributions import Normal
 from scdecode._utils.counts_place import counts_in
 from scdecode._utils.inference import inference_on
 from scdecode._utils.levels import Category
-from scdecode.cells import UNREAD, Cells, check_cells, check_libraries, check_rows, check_unchanged, read_cells
+from scdecode._utils.rows import check_rows
+from scdecode.cells import UNREAD, Cells, check_cells, check_libraries, check_unchanged, read_cells
 from scdecode.config import ModelConfig
 from scdecode.devices import choose_device
 from scdecode.draws import draw_normal, make_generator
