@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from scdecode._utils.isolation import float32_by_default
+
 _Part = Callable[[int, int], None]
 
 
@@ -65,6 +67,7 @@ class Pending:
 
 _tasks: SimpleQueue[Pending] = SimpleQueue()
 _workers: list[threading.Thread] = []
+_counts: SimpleQueue[tuple[int, threading.Event]] | None = None
 _starting = threading.Lock()
 _state = threading.local()
 
@@ -80,6 +83,8 @@ def own_threads() -> Iterator[None]:
     torch.set_num_threads(1)
     try:
         _start(n - 1)
+        if threading.active_count() > 1 + len(_workers):  # others, which may begin further ones
+            _keep_count(n)
         yield
     finally:
         _state.n = 1
@@ -149,22 +154,51 @@ def in_background(function: Callable[[], Any]) -> Pending:
 def _start(n_workers: int) -> None:
     with _starting:
         while len(_workers) < n_workers:
-            worker = threading.Thread(target=_work, args=(_tasks,), name="scdecode-kernels", daemon=True)
+            ready = threading.Event()
+            worker = threading.Thread(target=_work, args=(_tasks, ready), name="scdecode-kernels", daemon=True)
             worker.start()
+            ready.wait()
             _workers.append(worker)
 
 
-def _work(tasks: SimpleQueue[Pending]) -> None:
+def _work(tasks: SimpleQueue[Pending], ready: threading.Event) -> None:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
+    ready.set()
     while True:
-        tasks.get().run()
+        task = tasks.get()
+        with float32_by_default():
+            task.run()
+        del task  # or its arrays would live until the next
+
+
+def _keep_count(n: int) -> None:
+    """Let threads that begin now have ``n`` threads of torch's, whatever this one was told.
+
+    ``torch.set_num_threads`` holds for the thread that calls it and for all that begin later. So another thread, which
+    does nothing else, says the number again.
+    """
+    global _counts
+    with _starting:
+        if _counts is None:
+            _counts = SimpleQueue()
+            threading.Thread(target=_say_counts, args=(_counts,), name="scdecode-counts", daemon=True).start()
+    said = threading.Event()
+    _counts.put((n, said))
+    said.wait()
+
+
+def _say_counts(counts: SimpleQueue[tuple[int, threading.Event]]) -> None:
+    while True:
+        n, said = counts.get()
+        torch.set_num_threads(n)
+        said.set()
 
 
 def _forget() -> None:
     """In a forked process there are no threads but the one that forked."""
-    global _tasks, _starting
-    _tasks, _starting = SimpleQueue(), threading.Lock()
+    global _tasks, _starting, _state, _counts
+    _tasks, _starting, _state, _counts = SimpleQueue(), threading.Lock(), threading.local(), None
     _workers.clear()
 
 
