@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scdecode import arguments, describing, evidence, expression, generation, keeping, latents, normalized, view
 from scdecode import config as configs
+from scdecode._utils.model_use import trains
 from scdecode._utils.obs_columns import column_keys
 from scdecode.cells import Cells, check_cells, check_libraries, knowing, read_training_cells, setup_anndata
 from scdecode.config import (
@@ -220,6 +221,7 @@ class SCVI:
 
     # -- training --------------------------------------------------------------------------------------------------
 
+    @trains
     def train(
         self,
         max_epochs: int | None = None,
@@ -260,8 +262,7 @@ class SCVI:
         checkpoint
             A file to keep the state in after each epoch; where it exists, training goes on from it.
         progress
-            Whether to show a progress bar (``enable_progress_bar`` in scvi-tools); there is none where the output is no
-            terminal.
+            Whether to show a progress bar (``enable_progress_bar`` in scvi-tools), where there is a terminal.
         on_epoch
             Called after each epoch with the epochs done, the epochs to do, and the epoch's row of the history.
         load_sparse_tensor, datamodule
@@ -273,7 +274,7 @@ class SCVI:
         Raises
         ------
         TrainingError
-            Where the loss is no longer a number.
+            Where the loss is no longer a number; when called while this thread is using or training the model.
         ConfigError
             For options that do not exist or are not allowed.
         InputError
@@ -304,7 +305,6 @@ class SCVI:
         check_libraries(self._cells, self.config, None if self._adata is None else self._adata.obs_names)
         if self._start is None:
             self._start, self._n_before = digest_of(self._network()), len(self._history)
-        there = choose_device(arguments.device_name(accelerator, devices, device))
         with training_progress(enabled=progress and bar) as show:
 
             def tell(done: int, total: int, row: dict[str, float]) -> None:
@@ -316,7 +316,7 @@ class SCVI:
                 self._network(),
                 self._cells,
                 config,
-                device=there,
+                device=choose_device(arguments.device_name(accelerator, devices, device)),
                 on_epoch=tell,
                 checkpoint=checkpoint,
                 on_failure=lambda history: self._adopt(history, config),

@@ -15,6 +15,7 @@ from anndata import AnnData
 from scdecode import arguments
 from scdecode import config as configs
 from scdecode._utils.inference import in_evaluation
+from scdecode._utils.model_use import passes_to_train
 from scdecode.arguments import Refusals, refuse
 from scdecode.asked import cell_names, cells_for
 from scdecode.cells import (
@@ -310,6 +311,7 @@ class SCANVI(SCVI):
         model._origin = scvi_model._origin
         return model
 
+    @passes_to_train
     def train(  # type: ignore[override]  # in the order of scvi-tools' arguments
         self,
         max_epochs: int | None = None,

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch.overrides import TorchFunctionMode
 
-from scdecode._utils.model_use import reading
+from scdecode._utils.model_use import changes_model, reading
 
 Result = TypeVar("Result")
 
@@ -29,7 +29,9 @@ def isolated(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Resu
 
     Gradients are recorded or not, as the caller has it; in inference mode they are not.
     """
-    with reading(*args, *kwargs.values()), ExitStack() as stack:
+    with ExitStack() as stack:
+        if not changes_model(function):
+            stack.enter_context(reading(*args, *kwargs.values()))
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())

@@ -6,18 +6,21 @@ the others. Trainings of different models follow one another.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from scdecode.errors import TrainingError
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 _logger = logging.getLogger("scdecode")
 
@@ -99,15 +102,41 @@ def changing(network: nn.Module) -> Iterator[None]:
             _changed.notify_all()
 
 
+def trains(method: Method) -> Method:
+    """Let a method of a model wait for trainings in other threads, and for other uses of its model.
+
+    Raises
+    ------
+    TrainingError
+        When it is called, as :func:`changing` does.
+    """
+
+    @functools.wraps(method)
+    def call(model: Any, *args: Any, **kwargs: Any) -> Any:
+        with _one_at_a_time(), changing(model.vae):
+            return method(model, *args, **kwargs)
+
+    return passes_to_train(cast("Method", call))
+
+
+def passes_to_train(method: Method) -> Method:
+    """Mark a method that does nothing with its model but call one of :func:`trains`."""
+    method.changes_model = True  # type: ignore[attr-defined]
+    return method
+
+
+def changes_model(function: Callable[..., Any]) -> bool:
+    """Whether a function is one of :func:`trains`, or of :func:`passes_to_train`."""
+    return getattr(function, "changes_model", False)
+
+
 @contextmanager
-def training(network: nn.Module) -> Iterator[None]:
-    """Wait for trainings in other threads, and mark a network as being changed by this one: see :func:`changing`."""
+def _one_at_a_time() -> Iterator[None]:
     if not _one_training.acquire(blocking=False):
         _logger.warning("train: another model is being trained in this process; this training begins when that ends")
         _one_training.acquire()
     try:
-        with changing(network):
-            yield
+        yield
     finally:
         _one_training.release()
 

@@ -83,7 +83,7 @@ def own_threads() -> Iterator[None]:
     torch.set_num_threads(1)
     try:
         _start(n - 1)
-        if threading.active_count() > 1 + len(_workers):  # others, which may begin further ones
+        if threading.active_count() > 1 + len(_workers) + (_counts is not None):  # others, which may begin further ones
             _keep_count(n)
         yield
     finally:
