@@ -284,7 +284,7 @@ def test_a_second_setup_takes_the_place_of_the_first(adata):
         ({"categorical_covariate_keys": ["sex", "x"]}, "categorical_covariate_keys: 'x' is not one of"),
         ({"continuous_covariate_keys": ["Age"]}, r"continuous_covariate_keys: 'Age' .*; did you mean 'age'\?"),
         ({"categorical_covariate_keys": "sex"}, r"a list of columns was expected: \['sex'\]"),
-        ({"batch_key": ["batch"]}, r"batch_key: \['batch'\] is not one of"),
+        ({"batch_key": ["batch"]}, r"batch_key: got \['batch'\] .*, expected the name of a column"),
         ({"batch_key": 0}, "batch_key: 0 is not one of"),
     ],
 )
@@ -297,7 +297,7 @@ def test_names_that_are_not_there(adata, setup, message):
 
 def test_no_anndata(model):
     for call in (sd.SCVI.setup_anndata, sd.SCVI, setup_of, model.get_latent_representation):
-        with pytest.raises(InputError, match="adata: ndarray came, an AnnData was expected"):
+        with pytest.raises(InputError, match=r"adata: .*ndarray .*expected"):
             call(np.ones((3, 3)))
 
 

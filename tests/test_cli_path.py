@@ -240,7 +240,7 @@ def test_pictures_of_other_kinds(place, tmp_path):
         (("--from", "trunk", "--to", "branch_1", "--key", "brnch"), "--key: 'brnch' is not one of"),
         (("--from", "trunk", "--to", "trunk", "--key", "branch"), "the same point"),
         ((*ENDS, "--how", "curved"), "how: 'curved' is not one of the 3 ways ['linear', 'graph', 'geodesic']"),
-        ((*ENDS, "--n-points", "1"), "n_points: 1 came, a whole number of at least 2"),
+        ((*ENDS, "--n-points", "1"), "n_points: got 1 (int), expected a whole number from 2 to"),
         ((*ENDS, "--batch", "batch1"), "did you mean 'batch_1'?"),
         ((*ENDS, "--categorical", "sex"), "NAME=VALUE was expected"),
         ((*ENDS, "--genes", "gene_99"), "genes: 'gene_99' is not one of"),

@@ -77,7 +77,7 @@ def test_the_kl_warmup():
 )
 def test_model_options_that_are_not_allowed(option):
     [(name, value)] = option.items()
-    with pytest.raises(ConfigError, match=rf"^{name}: {value!r}"):
+    with pytest.raises(ConfigError, match=rf"^{name}: (got )?{value!r}"):
         ModelConfig(**option)
 
 

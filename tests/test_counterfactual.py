@@ -248,7 +248,7 @@ def test_other_covariates_that_are_left_open_are_said(full_model, path):
     ("over", "levels", "message"),
     [
         ("batch", "batch_1", "levels: 'batch_1' came, a list"),
-        (["batch"], None, "over: ['batch'] came, a name or a mapping"),
+        (["batch"], None, "over: got ['batch'] (list), expected a name or a mapping"),
     ],
 )
 def test_what_names_no_conditions(full_model, path, over, levels, message):
@@ -259,7 +259,7 @@ def test_what_names_no_conditions(full_model, path, over, levels, message):
 
 def test_an_ensemble_is_no_model(model):
     z = model.reference_latents()[:3]
-    with pytest.raises(InputError, match=r"^model: Ensemble came, one model was expected"):
+    with pytest.raises(InputError, match=r"^model: got Ensemble.*, expected one model"):
         counterfactual(sd.Ensemble([model, model]), z, "batch")
 
 

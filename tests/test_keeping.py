@@ -89,7 +89,7 @@ def test_the_class_is_asked_for(tmp_path):
     ("argument", "remedy"),
     [
         ({"accelerator": "gpu"}, "a model is opened on the CPU"),
-        ({"device": 0}, "a model is opened on the CPU"),
+        ({"device": 0}, r"device: got 0 \(int\), expected a string"),
         ({"backup_url": "https://x"}, "download the directory first"),
     ],
 )

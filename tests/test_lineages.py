@@ -249,7 +249,7 @@ def test_repeated_names_and_other_objects(cells):
     cells.uns["palantir_fate_probabilities_columns"] = np.array(["same", "same"])
     with pytest.raises(InputError, match=r"names .* repeat"):
         read_lineages(cells)
-    with pytest.raises(InputError, match="adata: DataFrame came"):
+    with pytest.raises(InputError, match=r"adata: got DataFrame of shape .*, expected an AnnData"):
         read_lineages(cells.obs)
 
 

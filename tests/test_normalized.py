@@ -107,7 +107,7 @@ class TestNormalizedExpression:
         assert list(table.columns) == [genes[0]]
         with pytest.raises(InputError, match="none of which is among"):
             model.get_normalized_expression(gene_list=["nope"])
-        with pytest.raises(InputError, match="gene_list: 'gene' came, a list"):
+        with pytest.raises(InputError, match=r"gene_list: got 'gene' .*, expected a list"):
             model.get_normalized_expression(gene_list="gene")
 
     def test_several_draws(self, model):

@@ -20,7 +20,7 @@ from scdecode.path_inputs import (
     variances_of,
     width_of,
 )
-from scdecode.path_parts import check_spread, check_waypoints, covariances_of, read_parts, read_paths, read_times
+from scdecode.path_parts import check_waypoints, covariances_of, read_parts, read_paths, read_times
 from scdecode.trajectory import Trajectory
 
 K, N, L = 3, 5, 2
@@ -100,13 +100,12 @@ def test_width():
 
 
 def test_places_and_spreads():
-    places, names = check_waypoints((Z[0], Z[1]), True)
+    places, names = check_waypoints((Z[0], Z[1]))
     assert len(places) == 2
     assert names == ["start", "end"]
-    assert check_waypoints(Z[0], np.False_)[1][-1] == "waypoint 4"
-    check_spread(True)
-    with pytest.raises(PointsError, match="spread: float came, True or False was expected"):
-        check_spread(0.5)
+    assert check_waypoints(Z[0])[1][-1] == "waypoint 4"
+    with pytest.raises(PointsError, match=r"spread: got 0.5 \(float\), expected True or False"):
+        Trajectory.along_pseudotime(Z[0], np.arange(N), spread=0.5)
 
 
 def test_a_path_is_a_copy():

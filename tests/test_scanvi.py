@@ -401,7 +401,7 @@ def test_options_beside_a_model(adata):
         sd.SCANVI.from_scvi_model(base, "unknown", latents=5)
     with pytest.raises(NotTrainedError):
         sd.SCANVI.from_scvi_model(make_base(adata, epochs=0), "unknown")
-    with pytest.raises(InputError, match="scvi_model: str came"):
+    with pytest.raises(InputError, match="scvi_model: got 'model'"):
         sd.SCANVI.from_scvi_model("model", "unknown")
 
 

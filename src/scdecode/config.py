@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import Seed
 from scdecode.errors import ConfigError, check_choice, check_integer, check_number, suggestion
 
 GeneLikelihood = Literal["zinb", "nb", "poisson", "normal"]
@@ -54,6 +56,7 @@ def _to_python(config: ModelConfig | ClassifierConfig | TrainConfig) -> None:
             object.__setattr__(config, field.name, value.item())
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The options of the generative model; names and defaults are those of scvi-tools' ``SCVI``."""
@@ -163,6 +166,7 @@ def _check_dropout(rate: float) -> None:
         raise ConfigError("dropout_rate: 1.0 came, which drops every unit; a number below 1 was expected")
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
     """The options of the classifier of ``SCANVI``; None stands for the model's own."""
@@ -194,6 +198,7 @@ class ClassifierConfig:
             _check_dropout(self.dropout_rate)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How a model is trained; names and defaults are those of scvi-tools."""
@@ -252,7 +257,7 @@ class TrainConfig:
     n_samples_per_label: int | None = None
     """Labelled cells of each class in an epoch, at most, drawn anew each time; None: all. Of ``SCANVI`` alone."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the split, the order of the cells, the dropout and the latent draws."""
 
     def __post_init__(self) -> None:
@@ -284,12 +289,14 @@ class TrainConfig:
             check_integer("n_samples_per_label", self.n_samples_per_label, minimum=1)
         check_integer("seed", self.seed, minimum=0)
 
+    @checked
     def epochs(self, n_cells: int) -> int:
         """Epochs to train for with ``n_cells`` cells: ``max_epochs``, or the default for that many cells."""
         if self.max_epochs is not None:
             return self.max_epochs
         return max(min(round(20_000 / n_cells * 400), 400), 1)
 
+    @checked
     def kl_weight(self, epoch: int) -> float:
         """Weight of the KL term in epoch ``epoch`` (the first is 0)."""
         if not self.n_epochs_kl_warmup:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from scdecode import parity
+from scdecode._utils.checks import checked
 from scdecode.errors import InputError, check_choice
 from scdecode.formats import native, scvi_tools
 from scdecode.opening import load
@@ -15,6 +16,7 @@ from scdecode.opening import load
 TARGETS = ("scdecode", "scvi-tools")
 
 
+@checked
 def convert(
     source: str | Path,
     target: str | Path,

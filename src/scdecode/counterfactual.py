@@ -5,19 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import Values
 from scdecode.decoding import QUANTILES, draw_tiles, noise_of_counting, summary
 from scdecode.devices import choose_device
 from scdecode.errors import ConditionWarning, InputError, SupportWarning, listing, unknown_name, warn
 from scdecode.expression import Asked, joined, prepare
 from scdecode.model import SCVI
 from scdecode.path_inputs import CONDITIONS
-from scdecode.points import conditions_of
+from scdecode.points import PointsLike, conditions_of
 from scdecode.provenance import without_arguments
 from scdecode.pseudocounts import PSEUDOCOUNT, pseudocounts
 
@@ -41,12 +43,13 @@ class Counterfactual:
         return f"Counterfactual: {names} against {self.baseline!r}, {self.expression.n_vars:,} genes"
 
 
+@checked
 def counterfactual(
-    model: SCVI,
-    points: Any,
-    over: str | Mapping[str, Mapping[str, Any]],
+    model: Annotated[SCVI, "one model; of an ensemble one of its .models"],
+    points: PointsLike,
+    over: Annotated[str | Mapping[str, Mapping[str, Any]], "a name or a mapping of names to arguments of decode"],
     *,
-    levels: Sequence[str] | None = None,
+    levels: Values = None,
     baseline: str | None = None,
     pseudocount: float = PSEUDOCOUNT,
     device: str | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +11,8 @@ from anndata import AnnData
 from torch import Tensor
 from torch.distributions import Distribution
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import ConditionTable, LibrarySize, NamesLike, PerPoint
 from scdecode.conditions import Conditions, resolve
 from scdecode.config import ModelConfig
 from scdecode.decode_plan import Given, Plan, worth_loops
@@ -114,16 +116,17 @@ class PointDecoder:
         return f"<decoder: (..., {self._n_latent}) -> (..., {len(self.genes)}), {self.quantity}: {self.unit}; {said}>"
 
 
+@checked
 def decoder(
     model: Decodes,
     *,
     quantity: str = "rate",
-    library_size: Any = None,
-    batch: Any = None,
-    labels: Any = None,
-    categorical: Mapping[str, Any] | None = None,
-    continuous: Mapping[str, Any] | None = None,
-    genes: Sequence[str] | None = None,
+    library_size: LibrarySize = None,
+    batch: PerPoint = None,
+    labels: PerPoint = None,
+    categorical: ConditionTable = None,
+    continuous: ConditionTable = None,
+    genes: NamesLike | str | None = None,
     max_conditions: int = 100,
     **others: Any,
 ) -> PointDecoder:

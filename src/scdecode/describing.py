@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from scdecode._utils.checks import checked
 from scdecode.config import ModelConfig, TrainConfig
 from scdecode.formats.stored import Origin
 from scdecode.minibatches import Split
@@ -34,6 +35,7 @@ class Describable(Protocol):
         """The training cells that the model keeps, where it keeps some."""
 
 
+@checked
 def info(model: Describable) -> dict[str, Any]:
     """What the model is, for people and for JSON: genes, conditions, options, training."""
     schema, last = model.schema, model._history.tail(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scdecode._utils.checks import checked
 from scdecode._utils.levels import Category
 from scdecode._utils.names import are_numbers, as_names
 from scdecode.decoding import Request, Tile, draw_tiles, noise_of_counting, summary
@@ -18,6 +19,7 @@ from scdecode.devices import choose_device
 from scdecode.errors import InputError, PointsError, listing
 from scdecode.expression import Asked, prepare
 from scdecode.model import SCVI
+from scdecode.points import PathsLike
 from scdecode.provenance import Frame
 from scdecode.results import OnTile, deliver
 
@@ -86,7 +88,8 @@ class Ensemble:
         """How many models."""
         return len(self.models)
 
-    def paths(self, points: Callable[[SCVI], Any] | Sequence[Any]) -> list[Any]:
+    @checked
+    def paths(self, points: PathsLike) -> list[Any]:
         """The points in each model's latent space.
 
         Parameters
@@ -109,9 +112,10 @@ class Ensemble:
             "lambda model: Trajectory.along_pseudotime(model.posterior(adata), adata.obs['pseudotime'])"
         )
 
+    @checked
     def decode(
         self,
-        points: Callable[[SCVI], Any] | Sequence[Any],
+        points: PathsLike,
         *,
         out: str | Path | None = None,
         overwrite: bool = False,

@@ -17,6 +17,8 @@ from anndata import AnnData
 from torch import Tensor
 from torch.distributions import Normal
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import IndicesLike, Seed
 from scdecode.arguments import refuse_loaders
 from scdecode.asked import TILE_BYTES, Computing, OnCells, choose, computing, minibatches_of
 from scdecode.cells import Cells
@@ -30,16 +32,17 @@ from scdecode.minibatches import Minibatch, SparseMinibatch, gather, rows_of
 from scdecode.vae import VAE
 
 
+@checked
 def get_elbo(
     model: OnCells,
     adata: AnnData | None = None,
-    indices: Any = None,
+    indices: IndicesLike | None = None,
     batch_size: int | None = None,
     dataloader: None = None,
     return_mean: bool = True,
     data_loader_kwargs: None = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "cpu",
     **kwargs: Any,
 ) -> Tensor:
@@ -75,16 +78,17 @@ def get_elbo(
     return _over_cells(-(reconstruction + kl), return_mean)
 
 
+@checked
 def get_reconstruction_error(
     model: OnCells,
     adata: AnnData | None = None,
-    indices: Any = None,
+    indices: IndicesLike | None = None,
     batch_size: int | None = None,
     dataloader: None = None,
     return_mean: bool = True,
     data_loader_kwargs: None = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "cpu",
     **kwargs: Any,
 ) -> dict[str, Tensor]:
@@ -106,10 +110,11 @@ def get_reconstruction_error(
     return {"reconstruction_loss": _over_cells(reconstruction, return_mean)}
 
 
+@checked
 def get_marginal_ll(
     model: OnCells,
     adata: AnnData | None = None,
-    indices: Any = None,
+    indices: IndicesLike | None = None,
     n_mc_samples: int = 1000,
     batch_size: int | None = None,
     return_mean: bool = True,
@@ -117,7 +122,7 @@ def get_marginal_ll(
     data_loader_kwargs: None = None,
     *,
     n_mc_samples_per_pass: int | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "cpu",
     **kwargs: Any,
 ) -> np.float64 | Tensor:
@@ -225,7 +230,7 @@ def _bounds(
     indices: Any,
     batch_size: int | None,
     given: dict[str, Any],
-    seed: int,
+    seed: Seed,
     device: str,
 ) -> tuple[Tensor, Tensor]:
     """The reconstruction error and the divergences of each cell, ``(n,)`` each, on the CPU."""

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -18,13 +18,15 @@ from anndata import AnnData
 from torch import Tensor
 from torch.distributions import Distribution
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import ConditionTable, LibrarySize, NamesLike, PerPoint, Seed, SpreadLike
 from scdecode.conditions import Conditions, resolve
 from scdecode.config import ModelConfig
 from scdecode.decoding import OURS, Request, decode_tiles, gene_positions, make_request
 from scdecode.decoding import distribution as likelihood_of
 from scdecode.devices import choose_device
 from scdecode.errors import InputError, PointsError, SupportWarning, suggestion, warn
-from scdecode.points import Points, conditions_of, read_points
+from scdecode.points import Points, PointsLike, conditions_of, read_points
 from scdecode.provenance import Frame, make_frame
 from scdecode.results import OnTile, deliver
 from scdecode.schema import Schema
@@ -49,20 +51,21 @@ class Decodable(Protocol):
         """What support is measured against, where there is something."""
 
 
+@checked
 def decode(
     model: Decodable,
-    points: Any,
+    points: PointsLike,
     *,
     quantity: str = "rate",
-    library_size: Any = None,
-    batch: Any = None,
-    labels: Any = None,
-    categorical: Mapping[str, Any] | None = None,
-    continuous: Mapping[str, Any] | None = None,
-    genes: Sequence[str] | None = None,
-    spread: Any = None,
+    library_size: LibrarySize = None,
+    batch: PerPoint = None,
+    labels: PerPoint = None,
+    categorical: ConditionTable = None,
+    continuous: ConditionTable = None,
+    genes: NamesLike | str | None = None,
+    spread: SpreadLike = None,
     n_samples: int | None = None,
-    seed: int | None = None,
+    seed: Seed | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     chunk_size: int | None = None,
@@ -198,7 +201,7 @@ def prepare(
     genes: Sequence[str] | None = None,
     spread: Any = None,
     n_samples: int | None = None,
-    seed: int | None = None,
+    seed: Seed | None = None,
     chunk_size: int | None = None,
     max_conditions: int = 100,
     use_rep: str | None = None,
@@ -259,16 +262,17 @@ def joined(own: Any, given: Any) -> Any:
     return {**own, **given} if isinstance(given, Mapping | pd.DataFrame) else given
 
 
+@checked
 def distribution(
     model: Decodable,
-    z: Tensor,
+    z: Annotated[Tensor, "a tensor of latent points, (n, k)", PointsError],
     *,
-    library_size: Any = None,
-    batch: Any = None,
-    labels: Any = None,
-    categorical: Mapping[str, Any] | None = None,
-    continuous: Mapping[str, Any] | None = None,
-    genes: Sequence[str] | None = None,
+    library_size: LibrarySize = None,
+    batch: PerPoint = None,
+    labels: PerPoint = None,
+    categorical: ConditionTable = None,
+    continuous: ConditionTable = None,
+    genes: NamesLike | str | None = None,
     max_conditions: int = 100,
 ) -> Distribution:
     """p(x | z) as a torch distribution, differentiable in z; the arguments are those of :meth:`decode`.
@@ -305,7 +309,8 @@ def distribution(
     return likelihood_of(model.vae, z.float(), conditions, None if positions is None else torch.tensor(positions))
 
 
-def support(model: Decodable, points: Any, *, use_rep: str | None = None) -> np.ndarray:
+@checked
+def support(model: Decodable, points: PointsLike, *, use_rep: str | None = None) -> np.ndarray:
     """How close points are to the cells that the model learned from, in percent, in the shape of the points.
 
     50 is a typical training cell, 100 is farther from the others than any. Above 99 the decoder has learned from

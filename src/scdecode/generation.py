@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,8 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import ConditionTable, LibrarySize, NamesLike, PerPoint, Seed
 from scdecode._utils.levels import Category
 from scdecode.conditions import resolve
 from scdecode.config import ModelConfig
@@ -48,18 +50,19 @@ class Generative(Protocol):
         """What support is measured against, where there is something."""
 
 
+@checked
 def generate(
     model: Generative,
     n: int,
     *,
-    labels: Any = None,
-    batch: Any = None,
-    categorical: Mapping[str, Any] | None = None,
-    library_size: Any = None,
-    decode_as: Mapping[str, Any] | None = None,
-    genes: Sequence[str] | None = None,
+    labels: PerPoint = None,
+    batch: PerPoint = None,
+    categorical: ConditionTable = None,
+    library_size: LibrarySize = None,
+    decode_as: ConditionTable = None,
+    genes: NamesLike | str | None = None,
     spread: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
     out: str | Path | None = None,
     overwrite: bool = False,
     device: str | None = None,

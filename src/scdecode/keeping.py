@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 from anndata import AnnData
 
+from scdecode._utils.checks import checked
 from scdecode.arguments import Refusals, refuse
 from scdecode.cells import Cells, check_cells, check_unchanged, knowing, open_anndata, read_cells, unknowing
 from scdecode.config import ModelConfig, TrainConfig
@@ -81,6 +82,7 @@ class Keepable(Protocol):
 Model = TypeVar("Model", bound=Keepable)
 
 
+@checked
 def save(
     model: Keepable,
     dir_path: str | Path,
@@ -165,6 +167,7 @@ def load(
     return model
 
 
+@checked
 def attach_reference(model: Keepable, cells: Any, *, use_rep: str | None = None) -> None:
     """Tell a model that scvi-tools saved of its training cells, for support and for averages over conditions.
 

@@ -12,6 +12,8 @@ import torch
 from anndata import AnnData
 from torch.distributions import LogNormal
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import IndicesLike, Seed
 from scdecode._utils.names import NamedNormal
 from scdecode.arguments import refuse_loaders
 from scdecode.asked import OnCells, cell_names, cells_for, computing, encode_with_library
@@ -20,11 +22,12 @@ from scdecode.encoding import BATCH_SIZE, Posterior, encode, latent_draws, laten
 from scdecode.errors import InputError
 
 
+@checked
 def posterior(
     model: OnCells,
     adata: AnnData | None = None,
     *,
-    indices: Any = None,
+    indices: IndicesLike | None = None,
     batch_size: int = BATCH_SIZE,
     device: str = "cpu",
     layer: str | None = None,
@@ -73,7 +76,7 @@ def get_latent_representation(
     dataloader: None = ...,
     *,
     n_samples: int | None = ...,
-    seed: int = ...,
+    seed: Seed = ...,
     device: str = ...,
     layer: str | None = ...,
     use_raw: bool | None = ...,
@@ -93,7 +96,7 @@ def get_latent_representation(
     return_dist: Literal[True],
     dataloader: None = ...,
     n_samples: int | None = ...,
-    seed: int = ...,
+    seed: Seed = ...,
     device: str = ...,
     layer: str | None = ...,
     use_raw: bool | None = ...,
@@ -101,10 +104,11 @@ def get_latent_representation(
 ) -> tuple[np.ndarray, np.ndarray]: ...
 
 
+@checked
 def get_latent_representation(
     model: OnCells,
     adata: AnnData | None = None,
-    indices: Any = None,
+    indices: IndicesLike | None = None,
     give_mean: bool = True,
     mc_samples: int = 5000,
     batch_size: int | None = None,
@@ -112,7 +116,7 @@ def get_latent_representation(
     dataloader: None = None,
     *,
     n_samples: int | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "cpu",
     layer: str | None = None,
     use_raw: bool | None = None,
@@ -149,15 +153,16 @@ def get_latent_representation(
     return latent_draws(found, model.config, 1, seed=seed)[0]
 
 
+@checked
 def get_latent_library_size(
     model: OnCells,
     adata: AnnData | None = None,
-    indices: Any = None,
+    indices: IndicesLike | None = None,
     give_mean: bool = True,
     batch_size: int | None = None,
     dataloader: None = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "cpu",
     **data_loader_kwargs: Any,
 ) -> np.ndarray:
@@ -197,8 +202,9 @@ def get_latent_library_size(
         return LogNormal(latents.log_library_n1, latents.library_sd_n1, validate_args=False).mean.numpy()
 
 
+@checked
 def get_batch_representation(
-    model: OnCells, adata: AnnData | None = None, indices: Any = None, batch_size: int | None = None
+    model: OnCells, adata: AnnData | None = None, indices: IndicesLike | None = None, batch_size: int | None = None
 ) -> np.ndarray:
     """The embedding of the batch of each cell, ``(n, dimensions)`` float32.
 

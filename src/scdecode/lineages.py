@@ -21,6 +21,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import Values
 from scdecode.errors import InputError, listing, unknown_name
 
 ALL = "all"
@@ -50,13 +52,14 @@ class Lineage:
     source: str  # what left it: "palantir", ..., or "columns" for columns named by the user
 
 
+@checked
 def read_lineages(
     adata: AnnData,
     source: str = "auto",
     *,
     pseudotime: str | None = None,
     weights: str | None = None,
-    lineages: Any = None,
+    lineages: Values = None,
 ) -> dict[str, Lineage]:
     """Read what a trajectory tool left in an AnnData.
 

@@ -8,6 +8,8 @@ import pandas as pd
 from anndata import AnnData
 
 from scdecode import arguments
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import ColumnName, Seed
 from scdecode.cells import read_training_cells
 from scdecode.config import Dispersion, GeneLikelihood, LatentDistribution, ModelConfig
 from scdecode.errors import ConfigError
@@ -60,6 +62,7 @@ class LinearSCVI(SCVI):
     (50, 4)
     """
 
+    @checked
     def __init__(
         self,
         adata: AnnData,
@@ -74,7 +77,7 @@ class LinearSCVI(SCVI):
         *,
         use_batch_norm: bool = True,
         bias: bool = False,
-        seed: int = 0,
+        seed: Seed = 0,
         **others: Any,
     ) -> None:
         said = {name: others.pop(name) for name in _OF_THE_MODEL if name in others}  # an error there, where it is one
@@ -103,11 +106,12 @@ class LinearSCVI(SCVI):
         self._make(adata, config, schema, cells, seed)
 
     @classmethod
+    @checked
     def setup_anndata(  # type: ignore[override]  # fewer columns, in scvi-tools' order
         cls,
         adata: AnnData,
-        batch_key: str | None = None,
-        labels_key: str | None = None,
+        batch_key: ColumnName | None = None,
+        labels_key: ColumnName | None = None,
         layer: str | None = None,
         *,
         use_raw: bool = False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from scdecode import arguments, describing, evidence, expression, generation, keeping, latents, normalized, view
 from scdecode import config as configs
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import ColumnName, Seed, Values
 from scdecode._utils.model_use import trains
 from scdecode._utils.obs_columns import column_keys
 from scdecode.cells import Cells, check_cells, check_libraries, knowing, read_training_cells, setup_anndata
@@ -50,10 +52,8 @@ class SCVI:
         Cells that :meth:`setup_anndata` was called on.
     n_hidden, n_latent, n_layers, dropout_rate, dispersion, gene_likelihood, use_observed_lib_size, latent_distribution
         See :class:`scdecode.ModelConfig`, as for the options below.
-    encode_covariates, deeply_inject_covariates, batch_representation, batch_embedding_dim
-        How the conditions enter the networks.
-    use_batch_norm, use_layer_norm
-        Where the hidden layers are normalised.
+    encode_covariates, deeply_inject_covariates, batch_representation, batch_embedding_dim, use_*_norm
+        How the conditions enter the networks; where the hidden layers are normalised.
     seed
         Of the initial weights.
     **others
@@ -77,6 +77,7 @@ class SCVI:
     (1, 50)
     """
 
+    @checked
     def __init__(
         self,
         adata: AnnData,
@@ -95,7 +96,7 @@ class SCVI:
         batch_embedding_dim: int = 5,
         use_batch_norm: NormPlacement = "both",
         use_layer_norm: NormPlacement = "none",
-        seed: int = 0,
+        seed: Seed = 0,
         **others: Any,
     ) -> None:
         embedding_dim = arguments.model_options("SCVI", others).get("batch_embedding_dim", batch_embedding_dim)
@@ -165,18 +166,17 @@ class SCVI:
         model._ending = stored.summary["ending"]
         return model
 
-    # -- cells in --------------------------------------------------------------------------------------------------
-
     @classmethod
+    @checked
     def setup_anndata(
         cls,
         adata: AnnData,
         layer: str | None = None,
-        batch_key: str | None = None,
-        labels_key: str | None = None,
-        size_factor_key: str | None = None,
-        categorical_covariate_keys: Sequence[str] | None = None,
-        continuous_covariate_keys: Sequence[str] | None = None,
+        batch_key: ColumnName | None = None,
+        labels_key: ColumnName | None = None,
+        size_factor_key: ColumnName | None = None,
+        categorical_covariate_keys: Values = None,
+        continuous_covariate_keys: Values = None,
         *,
         use_raw: bool = False,
         allow_fractional_counts: bool = False,
@@ -221,6 +221,7 @@ class SCVI:
 
     # -- training --------------------------------------------------------------------------------------------------
 
+    @checked
     @trains
     def train(
         self,
@@ -433,14 +434,13 @@ class SCVI:
             self._support = make_support(reference.latent_rk)
         return self._support
 
-    # -- keeping ---------------------------------------------------------------------------------------------------
-
     save = keeping.save
     attach_reference = keeping.attach_reference
     info = describing.info
     view_anndata_setup = view.view_anndata_setup
 
     @classmethod
+    @checked
     def load(
         cls,
         dir_path: str | Path,

@@ -15,6 +15,8 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import IndicesLike, LibrarySize, NamesLike, Seed, Values
 from scdecode.arguments import refuse_loaders
 from scdecode.asked import (
     TILE_BYTES,
@@ -36,13 +38,14 @@ from scdecode.progress import counting_progress
 from scdecode.vae import VAE
 
 
+@checked
 def get_normalized_expression(
     model: OnCells,
     adata: AnnData | None = None,
-    indices: Any = None,
-    transform_batch: Any = None,
-    gene_list: Any = None,
-    library_size: Any = 1,
+    indices: IndicesLike | None = None,
+    transform_batch: Values = None,
+    gene_list: NamesLike | None = None,
+    library_size: LibrarySize = 1,
     n_samples: int = 1,
     n_samples_overall: int | None = None,
     weights: str | None = None,
@@ -53,7 +56,7 @@ def get_normalized_expression(
     dataloader: None = None,
     data_loader_kwargs: None = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "cpu",
     **importance_weighting_kwargs: Any,
 ) -> pd.DataFrame | np.ndarray:
@@ -214,16 +217,17 @@ def _expression(
     return values
 
 
+@checked
 def get_likelihood_parameters(
     model: OnCells,
     adata: AnnData | None = None,
-    indices: Any = None,
+    indices: IndicesLike | None = None,
     n_samples: int | None = 1,
     give_mean: bool | None = False,
     batch_size: int | None = None,
     dataloader: None = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "cpu",
     **data_loader_kwargs: Any,
 ) -> dict[str, np.ndarray]:
@@ -278,18 +282,19 @@ def get_likelihood_parameters(
     return found
 
 
+@checked
 def posterior_predictive_sample(
     model: OnCells,
     adata: AnnData | None = None,
-    indices: Any = None,
-    transform_batch: Any = None,
+    indices: IndicesLike | None = None,
+    transform_batch: Values = None,
     n_samples: int = 1,
-    gene_list: Any = None,
+    gene_list: NamesLike | None = None,
     batch_size: int | None = None,
     dataloader: None = None,
     silent: bool = True,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "cpu",
     **data_loader_kwargs: Any,
 ) -> Any:
@@ -348,18 +353,19 @@ def posterior_predictive_sample(
     return sparse.concatenate(parts, axis=0)
 
 
+@checked
 def get_feature_correlation_matrix(
     model: OnCells,
     adata: AnnData | None = None,
-    indices: Any = None,
+    indices: IndicesLike | None = None,
     n_samples: int = 10,
     batch_size: int = 64,
     rna_size_factor: float = 1000,
-    transform_batch: Any = None,
+    transform_batch: Values = None,
     correlation_type: str = "spearman",
     silent: bool = True,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "cpu",
 ) -> pd.DataFrame:
     """Correlations of genes over cells, of the rate that the negative binomial draws its counts from.

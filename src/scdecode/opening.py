@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scdecode import parity
+from scdecode._utils.checks import checked
 from scdecode.formats import scvi_tools
 from scdecode.formats.reading import read_model
 from scdecode.linear_scvi import LinearSCVI
@@ -14,6 +15,7 @@ from scdecode.scanvi import SCANVI
 _CLASSES: dict[str, type[SCVI]] = {kind.__name__: kind for kind in (SCVI, LinearSCVI, SCANVI)}
 
 
+@checked
 def load(path: str | Path, prefix: str | None = None, *, verify: bool = False) -> SCVI:
     """Open a model directory; it needs no AnnData.
 

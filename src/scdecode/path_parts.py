@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,13 @@ from scdecode._utils.names import check_names, names_of
 from scdecode.errors import PointsError, unknown_name
 from scdecode.path_inputs import is_path, part_of, read_conditions, width_of
 from scdecode.points import DEFAULT_REP, as_numpy, read_array, read_points
+
+WithSpread: TypeAlias = Annotated[
+    bool,
+    "True or False; to give a path a spread of your own: Trajectory.from_points(path.points, path.time, spread=...)",
+    PointsError,
+]
+"""Whether a path carries the spread of the cells around it."""
 
 _AXES = ("points", "time", "spread")  # of a path, with a row a lineage
 
@@ -198,15 +205,14 @@ def read_times(time: Any, shape: tuple[int, ...]) -> np.ndarray:
     return np.array(np.broadcast_to(array, shape))
 
 
-def check_waypoints(waypoints: Any, spread: Any) -> tuple[list[Any], list[str]]:
+def check_waypoints(waypoints: Any) -> tuple[list[Any], list[str]]:
     """Places that a path goes through and what messages call them.
 
     Raises
     ------
     PointsError
-        For fewer than two, cells without latents, and a spread that is not True or False.
+        For fewer than two, and cells without latents.
     """
-    check_spread(spread)
     if isinstance(waypoints, pd.DataFrame):
         waypoints = waypoints.to_numpy()
     if isinstance(waypoints, str) or not isinstance(waypoints, Sequence | np.ndarray | torch.Tensor):
@@ -222,15 +228,6 @@ def check_waypoints(waypoints: Any, spread: Any) -> tuple[list[Any], list[str]]:
                 "their points, model.get_latent_representation(adata[...])"
             )
     return places, names
-
-
-def check_spread(spread: Any) -> None:
-    """Raise :class:`PointsError` unless a spread is asked for or not."""
-    if not isinstance(spread, bool | np.bool_):
-        raise PointsError(
-            f"spread: {type(spread).__name__} came, True or False was expected; to give a path a spread of your own: "
-            "Trajectory.from_points(path.points, path.time, spread=...)"
-        )
 
 
 def covariances_of(spread: np.ndarray) -> np.ndarray:

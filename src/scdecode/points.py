@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,8 @@ from anndata import AnnData
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
+from scdecode._utils.checks import REFUSED, Kind
+from scdecode._utils.checks.kinds import data, take_data
 from scdecode._utils.names import as_names, check_names, names_of
 from scdecode.errors import PointsError, SupportWarning, listing, unknown_name, warn
 
@@ -38,6 +40,43 @@ class Path(Protocol):
     @property
     def time(self) -> Any:
         """(n,) where along the path each point is; for several paths, (lineages, n)."""
+
+
+def _has_points(value: Any) -> bool:
+    return isinstance(value, AnnData | Distribution) or (isinstance(value, Path) and not isinstance(value, type))
+
+
+_POINTS = data(
+    "latent points: an array, a list, a DataFrame, an AnnData, a normal distribution or a trajectory",
+    PointsError,
+    also=_has_points,
+)
+
+
+def _take_places(value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        return take_data(value)
+    return REFUSED if any(_POINTS.take(place) is REFUSED for place in value) else value
+
+
+PointsLike: TypeAlias = Annotated[Any, _POINTS]
+"""Latent points in any form, as :func:`read_points` takes them."""
+
+
+def _take_paths(value: Any) -> Any:
+    if callable(value) and not isinstance(value, type):
+        return value
+    taken = _take_places(value)
+    return _POINTS.take(value) if taken is REFUSED else taken
+
+
+PathsLike: TypeAlias = Annotated[
+    Any, Kind(_take_paths, "a path, or for several models a function of the model or a list of paths", PointsError)
+]
+"""A path as :data:`PointsLike`; for an ensemble one a model, or a function that makes it of the model."""
+
+PlacesLike: TypeAlias = Annotated[Any, Kind(_take_places, "a list of points or sets of cells", PointsError)]
+"""Several places of the latent space, each as :data:`PointsLike`."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scdecode._utils.checks import checked
 from scdecode.conditions import Conditions, slots_in_words
 from scdecode.decoding import Request, layer_names
 from scdecode.errors import InputError, ScdecodeWarning, listing, warn
@@ -207,6 +208,7 @@ def _repeat(obs: pd.DataFrame, obsm: dict[str, np.ndarray], times: int) -> tuple
     return repeated, {key: value[row_n] for key, value in obsm.items()}
 
 
+@checked
 def decode_arguments(adata: AnnData) -> dict[str, Any]:
     """The arguments of the :meth:`SCVI.decode` that made a result: ``model.decode(**arguments)`` makes it again.
 

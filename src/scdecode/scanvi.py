@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +14,8 @@ from anndata import AnnData
 
 from scdecode import arguments
 from scdecode import config as configs
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import ColumnName, IndicesLike, LevelName, Seed, Values
 from scdecode._utils.inference import in_evaluation
 from scdecode._utils.model_use import passes_to_train
 from scdecode.arguments import Refusals, refuse
@@ -106,6 +108,7 @@ class SCANVI(SCVI):
     (300,)
     """
 
+    @checked
     def __init__(
         self,
         adata: AnnData,
@@ -126,7 +129,7 @@ class SCANVI(SCVI):
         batch_embedding_dim: int = 5,
         use_batch_norm: NormPlacement = "both",
         use_layer_norm: NormPlacement = "none",
-        seed: int = 0,
+        seed: Seed = 0,
         **others: Any,
     ) -> None:
         arguments.refuse("SCANVI", {name: others.pop(name) for name in _MODULE if name in others}, _MODULE)
@@ -163,7 +166,7 @@ class SCANVI(SCVI):
         config: ModelConfig,
         schema: Schema,
         cells: Cells,
-        seed: int,
+        seed: Seed,
         classifier: ClassifierConfig,
     ) -> None:
         """A model with random weights, of cells that were read."""
@@ -192,16 +195,17 @@ class SCANVI(SCVI):
         return SemiSupervised(self.vae, self.classification)
 
     @classmethod
+    @checked
     def setup_anndata(  # type: ignore[override]  # the labels come first, as in scvi-tools
         cls,
         adata: AnnData,
-        labels_key: str,
-        unlabeled_category: str,
+        labels_key: ColumnName,
+        unlabeled_category: LevelName,
         layer: str | None = None,
-        batch_key: str | None = None,
-        size_factor_key: str | None = None,
-        categorical_covariate_keys: Sequence[str] | None = None,
-        continuous_covariate_keys: Sequence[str] | None = None,
+        batch_key: ColumnName | None = None,
+        size_factor_key: ColumnName | None = None,
+        categorical_covariate_keys: Values = None,
+        continuous_covariate_keys: Values = None,
         *,
         use_raw: bool = False,
         allow_fractional_counts: bool = False,
@@ -247,16 +251,17 @@ class SCANVI(SCVI):
         note_unlabeled(adata, unlabeled_category)
 
     @classmethod
+    @checked
     def from_scvi_model(
         cls,
         scvi_model: SCVI,
-        unlabeled_category: str,
-        labels_key: str | None = None,
+        unlabeled_category: LevelName,
+        labels_key: ColumnName | None = None,
         adata: AnnData | None = None,
         *,
         linear_classifier: bool = False,
         classifier_parameters: Mapping[str, Any] | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
         **scanvi_kwargs: Any,
     ) -> Self:
         """A model that begins with the weights of a trained :class:`SCVI`; the classifier has random ones.
@@ -311,6 +316,7 @@ class SCANVI(SCVI):
         model._origin = scvi_model._origin
         return model
 
+    @checked
     @passes_to_train
     def train(  # type: ignore[override]  # in the order of scvi-tools' arguments
         self,
@@ -383,15 +389,16 @@ class SCANVI(SCVI):
             **options,
         )
 
+    @checked
     def predict(
         self,
         adata: AnnData | None = None,
-        indices: Any = None,
+        indices: IndicesLike | None = None,
         soft: bool = False,
         batch_size: int | None = None,
         use_posterior_mean: bool = True,
         *,
-        seed: int = 0,
+        seed: Seed = 0,
         device: str = "cpu",
         **others: Any,
     ) -> np.ndarray | pd.DataFrame:

@@ -140,8 +140,8 @@ def _no_cell(schema: Schema, reference: Reference, asked: list[Asked], codes: di
     more = f"; and {len(order) - _LISTED:,} more" if len(order) > _LISTED else ""
     n_kept = len(reference.latent_rk)
     kept = f" {n_kept:,}" if schema.n_cells is None else f" {n_kept:,} (of {schema.n_cells:,} cells of the model)"
-    advice = "; to decode cells of one condition as if of another pass decode_as={...}" if len(asked) > 1 else ""
-    return f"{combination}: none of the{kept} reference cells has that; the nearest that have are {shown}{more}{advice}"
+    advice = "; or decode_as=..." if len(asked) > 1 else ""
+    return f"{combination}: none of the{kept} reference cells; nearest: {shown}{more}{advice}"
 
 
 def draw_rows(

@@ -17,6 +17,8 @@ import pandas as pd
 from scipy import sparse
 from scipy.special import expit, logit, softmax
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import NumbersLike, Seed, Values
 from scdecode.errors import (
     ConditionError,
     ConfigError,
@@ -34,6 +36,7 @@ CHUNK = 2_000  # cells whose dense rates are held at once, so that memory grows 
 Floats = npt.NDArray[np.float64]
 
 
+@checked
 def simulate_branching(
     n_cells: int = 2000,
     n_genes: int = 1000,
@@ -48,7 +51,7 @@ def simulate_branching(
     zero_inflation: float = 0.2,
     n_latent: int = 10,
     truth_layers: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> ad.AnnData:
     """Simulate cells that differentiate along a trunk and then along one of several branches.
 
@@ -204,9 +207,8 @@ def simulate_branching(
     return adata
 
 
-def true_scale(
-    adata: ad.AnnData, pseudotime: npt.ArrayLike, branch: str | npt.ArrayLike, batch: str | npt.ArrayLike | None = None
-) -> Floats:
+@checked
+def true_scale(adata: ad.AnnData, pseudotime: NumbersLike, branch: Values, batch: Values = None) -> Floats:
     """Return the expression that :func:`simulate_branching` holds for true, at any pseudotime, in no cell.
 
     Everything it needs is in ``var``, ``varm`` and ``uns``, so it works after ``write_h5ad`` too, and on a subset of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,23 +10,18 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scdecode.errors import InputError, PointsError, SupportWarning, check_integer, unknown_name, warn
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import NamesLike, Neighbours, NumbersLike, PerPoint, PointsOfPath, SpreadLike, Values
+from scdecode.errors import InputError, PointsError, SupportWarning, unknown_name, warn
 from scdecode.joining import WAYS, around_points, join, medoid, posterior_of, read_places
 from scdecode.lineages import read_lineages
 from scdecode.model import SCVI
-from scdecode.path_inputs import (
-    check_conditions,
-    part_of,
-    read_conditions,
-    read_ordered,
-    shared_conditions,
-    values_of,
-)
-from scdecode.path_parts import check_spread, check_waypoints, read_parts
+from scdecode.path_inputs import check_conditions, part_of, read_conditions, read_ordered, shared_conditions, values_of
+from scdecode.path_parts import WithSpread, check_waypoints, read_parts
 from scdecode.paths.curves import fit_curve
-from scdecode.paths.flows import integrate
+from scdecode.paths.flows import FieldLike, integrate
 from scdecode.paths.tube import moments, shares
-from scdecode.points import read_array
+from scdecode.points import PlacesLike, PointsLike, read_array
 
 __all__ = ["SHARE", "WAYS", "Trajectory", "medoid"]
 
@@ -34,6 +29,7 @@ SHARE = "share of the path"
 """What the time of a path is that was not made of times: from 0 to 1."""
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     """Points along a path, in order, with the spread of the cells around each; ``model.decode`` takes it as it is.
@@ -91,16 +87,17 @@ class Trajectory:
     # -- making one ------------------------------------------------------------------------------------------------
 
     @classmethod
+    @checked
     def from_points(
         cls,
-        points: Any,
-        time: Any = None,
+        points: PointsLike,
+        time: Values = None,
         *,
         model: SCVI | None = None,
-        spread: Any = None,
-        lineages: Sequence[str] | None = None,
+        spread: SpreadLike = None,
+        lineages: NamesLike | None = None,
         time_name: str | None = None,
-        **conditions: Any,
+        **conditions: PerPoint,
     ) -> Trajectory:
         """A path through points that are known, in order.
 
@@ -151,17 +148,18 @@ class Trajectory:
         )
 
     @classmethod
+    @checked
     def between(
         cls,
         model: SCVI,
-        start: Any,
-        end: Any,
-        n_points: int = 100,
+        start: PointsLike,
+        end: PointsLike,
+        n_points: PointsOfPath = 100,
         how: str = "linear",
         *,
-        spread: bool = True,
-        n_neighbours: int = 15,
-        **conditions: Any,
+        spread: WithSpread = True,
+        n_neighbours: Neighbours = 15,
+        **conditions: PerPoint,
     ) -> Trajectory:
         """A path from one place of the latent space to another.
 
@@ -202,16 +200,17 @@ class Trajectory:
         return cls.through(model, (start, end), n_points, how, spread=spread, n_neighbours=n_neighbours, **conditions)
 
     @classmethod
+    @checked
     def through(
         cls,
         model: SCVI,
-        waypoints: Sequence[Any],
-        n_points: int = 100,
+        waypoints: PlacesLike,
+        n_points: PointsOfPath = 100,
         how: str = "linear",
         *,
-        spread: bool = True,
-        n_neighbours: int = 15,
-        **conditions: Any,
+        spread: WithSpread = True,
+        n_neighbours: Neighbours = 15,
+        **conditions: PerPoint,
     ) -> Trajectory:
         """A path through several places, in order.
 
@@ -228,11 +227,9 @@ class Trajectory:
         PointsError, InputError, ConditionError
             As :meth:`between`.
         """
-        check_integer("n_points", n_points, minimum=2)
-        check_integer("n_neighbours", n_neighbours, minimum=1)
         if how not in WAYS:
             raise InputError(unknown_name("how", how, WAYS, "ways"))
-        waypoints, names = check_waypoints(waypoints, spread)
+        waypoints, names = check_waypoints(waypoints)
         places = read_places(model, waypoints, names)
         own = read_conditions((n_points,), conditions)
         check_conditions(model.schema, n_points, own)  # now, and not when it is decoded
@@ -250,17 +247,18 @@ class Trajectory:
         )
 
     @classmethod
+    @checked
     def along_pseudotime(
         cls,
-        z: Any,
-        pseudotime: Any,
-        weights: Any = None,
+        z: PointsLike,
+        pseudotime: Values,
+        weights: Values = None,
         *,
-        n_points: int = 100,
+        n_points: PointsOfPath = 100,
         bandwidth: float | None = None,
-        spread: bool = True,
+        spread: WithSpread = True,
         time_name: str | None = None,
-        **conditions: Any,
+        **conditions: PerPoint,
     ) -> Trajectory:
         """A smooth curve through cells that are ordered by a pseudotime, with the spread of the cells around it.
 
@@ -293,8 +291,6 @@ class Trajectory:
             For cells without a pseudotime, weights that are negative or sum to zero, a constant pseudotime, lengths
             that do not fit, too few cells; or (ConditionError) cells that a Series has in another order than ``z``.
         """
-        check_integer("n_points", n_points, minimum=2)
-        check_spread(spread)
         cells = read_ordered(z, pseudotime, weights)
         if cells.variance_nk is None and spread:
             warn(
@@ -330,6 +326,7 @@ class Trajectory:
         )
 
     @classmethod
+    @checked
     def from_lineages(
         cls,
         model: SCVI,
@@ -338,8 +335,8 @@ class Trajectory:
         *,
         pseudotime: str | None = None,
         weights: str | None = None,
-        lineages: Sequence[str] | None = None,
-        n_points: int = 100,
+        lineages: NamesLike | None = None,
+        n_points: PointsOfPath = 100,
         **options: Any,
     ) -> Trajectory:
         """The lineages that another tool has left in an AnnData, as paths.
@@ -374,20 +371,21 @@ class Trajectory:
         return made if len(found) > 1 else made[0]
 
     @classmethod
+    @checked
     def flow(
         cls,
-        field: Any,
-        z0: Any,
-        t: Any,
+        field: FieldLike,
+        z0: PointsLike,
+        t: NumbersLike,
         *,
         model: SCVI | None = None,
         method: str = "RK45",
         rtol: float = 1e-5,
         atol: float = 1e-6,
         max_evaluations: int = 100_000,
-        lineages: Sequence[str] | None = None,
+        lineages: NamesLike | None = None,
         time_name: str = "time",
-        **conditions: Any,
+        **conditions: PerPoint,
     ) -> Trajectory:
         """The paths that points take in a velocity field: of a flow-matching network, a latent ODE, RNA velocity.
 

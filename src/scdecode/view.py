@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from anndata import AnnData
 
+from scdecode._utils.checks import checked
 from scdecode._utils.levels import Category
 from scdecode.asked import OnCells
 from scdecode.cells import check_columns
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+@checked
 def view_anndata_setup(model: OnCells, adata: AnnData | None = None, hide_state_registries: bool = False) -> None:
     """Print where the counts and the conditions of the model are in an AnnData, and which levels they have.
 

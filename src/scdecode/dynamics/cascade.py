@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import NamesLike
 from scdecode.errors import InputError, check_integer, listing, unknown_name
 
 _WHEN = {"up": "fastest_time", "down": "fastest_time", "transient": "peak_time", "valley": "trough_time"}
@@ -14,10 +16,11 @@ ORDER = ("down", "transient", "valley", "up")
 """Of the groups: what goes, what passes, what comes."""
 
 
+@checked
 def cascade(
-    table: pd.DataFrame,
+    table: Annotated[pd.DataFrame, "the table of gene_dynamics"],
     *,
-    shapes: Sequence[str] = ORDER,
+    shapes: NamesLike | str = ORDER,
     n_top: int | None = None,
     lineage: str | None = None,
     by_shape: bool = True,
@@ -50,9 +53,10 @@ def cascade(
         For what is no such table, unknown shapes, or several lineages of which none is named.
     """
     needed = ["gene", "shape", "rank", *sorted(set(_WHEN.values()))]
-    if not isinstance(table, pd.DataFrame) or not set(needed) <= set(table.columns):
-        came = listing(table.columns) if isinstance(table, pd.DataFrame) else type(table).__name__
-        raise InputError(f"table: {came} came, the table of gene_dynamics with the columns {needed} was expected")
+    if not set(needed) <= set(table.columns):
+        raise InputError(
+            f"table: got the columns {listing(table.columns)}, expected the table of gene_dynamics, with {needed}"
+        )
     shapes = [shapes] if isinstance(shapes, str) else list(shapes)
     for shape in shapes:
         if shape not in _WHEN:

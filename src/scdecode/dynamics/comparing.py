@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import ConditionTable, LibrarySize, NamesLike, PerPoint, Seed, SpreadLike
 from scdecode.dynamics.pairs import aligned, difference_table, differences, since
 from scdecode.dynamics.routes import Route, read_routes
 from scdecode.dynamics.shapes import LEAST_SCORE, MIN_CHANGE
@@ -37,7 +39,8 @@ class Comparison:
     overall: pd.DataFrame  # a row a time
     divergence_time: float  # from which the paths stay farther apart than their cells scatter; NaN: they do not
 
-    def trends(self, genes: Sequence[str] | None = None) -> pd.DataFrame:
+    @checked
+    def trends(self, genes: NamesLike | str | None = None) -> pd.DataFrame:
         """The differences over time as a long table: ``gene``, ``time``, ``difference``, ``std``, ``q05``, ``q95``."""
         names = list(self.genes) if genes is None else [genes] if isinstance(genes, str) else list(genes)
         codes = {gene: i for i, gene in enumerate(self.genes)}
@@ -64,6 +67,7 @@ class Comparison:
         )
 
 
+@checked
 def compare(
     model: Decodable,
     path_a: Any,
@@ -71,19 +75,19 @@ def compare(
     *,
     kwargs_a: Mapping[str, Any] | None = None,
     kwargs_b: Mapping[str, Any] | None = None,
-    names: tuple[str, str] = ("a", "b"),
+    names: Annotated[tuple[str, str], "two names, of path_a and path_b"] = ("a", "b"),
     align: str | None = None,
     n_points: int | None = None,
-    genes: Sequence[str] | None = None,
+    genes: NamesLike | str | None = None,
     quantity: str = "rate",
-    library_size: Any = None,
-    batch: Any = None,
-    labels: Any = None,
-    categorical: Mapping[str, Any] | None = None,
-    continuous: Mapping[str, Any] | None = None,
-    spread: Any = None,
+    library_size: LibrarySize = None,
+    batch: PerPoint = None,
+    labels: PerPoint = None,
+    categorical: ConditionTable = None,
+    continuous: ConditionTable = None,
+    spread: SpreadLike = None,
     n_samples: int | None = None,
-    seed: int | None = None,
+    seed: Seed | None = None,
     pseudocount: float = PSEUDOCOUNT,
     min_change: float = MIN_CHANGE,
     least_score: float = LEAST_SCORE,
@@ -149,8 +153,6 @@ def compare(
     """
     check_number("min_change", min_change, 0.0, open_minimum=True)
     check_number("least_score", least_score, 0.0)
-    if isinstance(names, str) or len(names) != 2:
-        raise InputError(f"names: {names!r} came; two names, of path_a and path_b, were expected: ('a', 'b')")
     if align is not None and align not in ALIGNMENTS:
         raise InputError(unknown_name("align", align, ALIGNMENTS, "ways to align two paths"))
     common = {

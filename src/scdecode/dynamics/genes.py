@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import ConditionTable, LibrarySize, NamesLike, PerPoint, Seed, SpreadLike
 from scdecode.dynamics.hermite import Extremes, extremes
 from scdecode.dynamics.pairs import at_times
 from scdecode.dynamics.routes import Asked, Route, read_routes
@@ -15,6 +17,7 @@ from scdecode.dynamics.shapes import LEAST_SCORE, MIN_CHANGE, SHAPES, name_shape
 from scdecode.dynamics.trends import Trends, walk
 from scdecode.errors import PointsError, check_number
 from scdecode.expression import Decodable
+from scdecode.points import PathsLike
 from scdecode.pseudocounts import PSEUDOCOUNT
 
 _STEPS = 30
@@ -34,20 +37,21 @@ class Several(Protocol):
         """The path in each model's latent space."""
 
 
+@checked
 def gene_dynamics(
     model: Decodable | Several,
-    path: Any,
+    path: PathsLike,
     *,
-    genes: Sequence[str] | None = None,
+    genes: NamesLike | str | None = None,
     quantity: str = "rate",
-    library_size: Any = None,
-    batch: Any = None,
-    labels: Any = None,
-    categorical: Mapping[str, Any] | None = None,
-    continuous: Mapping[str, Any] | None = None,
-    spread: Any = None,
+    library_size: LibrarySize = None,
+    batch: PerPoint = None,
+    labels: PerPoint = None,
+    categorical: ConditionTable = None,
+    continuous: ConditionTable = None,
+    spread: SpreadLike = None,
     n_samples: int | None = None,
-    seed: int | None = None,
+    seed: Seed | None = None,
     pseudocount: float = PSEUDOCOUNT,
     min_change: float = MIN_CHANGE,
     least_score: float = LEAST_SCORE,

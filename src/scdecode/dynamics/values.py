@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import Decoded, NamesLike
 from scdecode.errors import InputError, unknown_name
 
 _LAYERS = ("std", "q05", "q95", "std_counts", "std_models")
 
 
-def trend_table(expression: AnnData, genes: Sequence[str] | None = None) -> pd.DataFrame:
+@checked
+def trend_table(expression: Decoded, genes: NamesLike | str | None = None) -> pd.DataFrame:
     """The trends of a decoded path as a long table: a row for each gene and point.
 
     Parameters
@@ -36,7 +37,7 @@ def trend_table(expression: AnnData, genes: Sequence[str] | None = None) -> pd.D
     InputError
         For what is no decoded path, drawn counts, or unknown genes.
     """
-    if not isinstance(expression, AnnData) or "scdecode" not in expression.uns or "time" not in expression.obs:
+    if "scdecode" not in expression.uns or "time" not in expression.obs:
         raise InputError(
             "expression: it has no uns['scdecode'] and obs['time']; the result of model.decode(path) was expected"
         )

@@ -13,23 +13,25 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import ConditionTable, IndicesLike, LibrarySize, NamesLike, PerPoint
 from scdecode.conditions import resolve
 from scdecode.decoding import gene_positions, library_sizes, slot_inputs
 from scdecode.errors import ConditionError, InputError, PointsError, check_choice, listing
 from scdecode.expression import Decodable
 from scdecode.geometry.divergences import Parameters
 from scdecode.networks import allow_kernels
-from scdecode.points import conditions_of, read_points
+from scdecode.points import PointsLike, conditions_of, read_points
 from scdecode.support import Support, make_support
 from scdecode.vae import VAE
 
@@ -66,13 +68,14 @@ class ParameterMap:
     arguments: Mapping[str, Any] = field(default_factory=dict)  # the same as arguments of decode; no library size
 
     @classmethod
+    @checked
     def of_function(
         cls,
         function: Callable[[Tensor], Any],
         n_latent: int,
         *,
         gene_likelihood: str = "normal",
-        genes: Sequence[str] | None = None,
+        genes: NamesLike | str | None = None,
         reference: Any = None,
         dtype: torch.dtype = torch.float64,
     ) -> ParameterMap:
@@ -119,7 +122,8 @@ class ParameterMap:
             support = make_support(read_points(reference, n_latent).z_nk.numpy())
         return cls(gene_likelihood, n_latent, names, (Slot(parameters),), support=support, dtype=dtype)
 
-    def read(self, points: Any) -> Tensor:
+    @checked
+    def read(self, points: PointsLike) -> Tensor:
         """Points in any form, ``(n, k)`` in :attr:`dtype`.
 
         Raises
@@ -132,7 +136,8 @@ class ParameterMap:
             return torch.as_tensor(points).detach().to(self.dtype)
         return read_points(points, self.n_latent, simplex=self.simplex, spread=False).z_nk.to(self.dtype)
 
-    def read_path(self, points: Any, place: str) -> Tensor:
+    @checked
+    def read_path(self, points: PointsLike, place: str) -> Tensor:
         """At least two points in order, ``(n, k)``.
 
         Raises
@@ -154,14 +159,16 @@ class ParameterMap:
             raise PointsError(f"{place}: 1 point came, at least two in order were expected")
         return z_nk
 
-    def read_one(self, point: Any, place: str) -> Tensor:
+    @checked
+    def read_one(self, point: PointsLike, place: str) -> Tensor:
         """One point, ``(k,)``; of a set of cells the one nearest to their mean."""
         z_nk = self.read(point)
         if len(z_nk) == 0:
             raise PointsError(f"{place}: no points came; one was expected")
         return z_nk[int((z_nk - z_nk.mean(0)).square().sum(1).argmin())]
 
-    def log_mean(self, z: Tensor, genes: Sequence[int] | None = None) -> Tensor:
+    @checked
+    def log_mean(self, z: Tensor, genes: IndicesLike | None = None) -> Tensor:
         """Log of the mean before zero inflation of points ``(n, k)``, averaged over the slots, ``(n, genes)``.
 
         Its derivatives are those of the log scale, from which it differs by the library size.
@@ -173,6 +180,7 @@ class ParameterMap:
             means.append(log_mu if len(self.slots) == 1 else log_mu + float(np.log(slot.weight)))
         return means[0] if len(means) == 1 else torch.logsumexp(torch.stack(means), dim=0)
 
+    @checked
     def jacobian(self, function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         """Derivatives of a function ``(n, k) -> (n, ...)`` of each point by itself: ``(k, n, ...)``, exact.
 
@@ -182,12 +190,14 @@ class ParameterMap:
         pushed: Tensor = torch.func.vmap(lambda v: push(function, z, v))(directions)
         return pushed
 
+    @checked
     def tiles(self, n_points: int, n_directions: int) -> list[slice]:
         """The points in pieces whose derivatives in so many directions fit into memory."""
         size = max(1, TILE_VALUES // (len(self.genes) * max(n_directions, 1)))
         return [slice(first, min(first + size, n_points)) for first in range(0, n_points, size)]
 
-    def positions(self, genes: Sequence[str] | str) -> list[int]:
+    @checked
+    def positions(self, genes: NamesLike | str) -> list[int]:
         """Positions of genes by name.
 
         Raises
@@ -224,14 +234,21 @@ class _Names:
         self.gene_codes = {gene: i for i, gene in enumerate(genes)}
 
 
+DecoderLike: TypeAlias = Annotated[
+    Decodable | ParameterMap, "a model or, for a function of one's own, ParameterMap.of_function(function, n_latent)"
+]
+"""What has a decoder to differentiate."""
+
+
+@checked
 def parameter_map(
-    model: Decodable | ParameterMap,
+    model: DecoderLike,
     *,
-    batch: Any = None,
-    labels: Any = None,
-    categorical: Mapping[str, Any] | None = None,
-    continuous: Mapping[str, Any] | None = None,
-    library_size: Any = None,
+    batch: PerPoint = None,
+    labels: PerPoint = None,
+    categorical: ConditionTable = None,
+    continuous: ConditionTable = None,
+    library_size: LibrarySize = None,
     max_conditions: int = 100,
     dtype: torch.dtype = torch.float32,
 ) -> ParameterMap:

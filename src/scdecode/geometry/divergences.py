@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from scdecode._utils.checks import checked
+
 _LOG_THETA_BOUNDS = (-46.0, 40.0)  # those of the likelihoods
 _SMALL = 0.5  # below it differences of logarithms are taken by series
 _EXP = tuple(1 / math.factorial(n) for n in range(2, 12))
@@ -43,6 +45,7 @@ class Parameters:
     zi_logits: Tensor | None = None  # (..., g): of the zero inflation; "zinb" alone
     log_theta: Tensor | None = None  # broadcasts with log_mu: log inverse dispersion, log standard deviation ("normal")
 
+    @checked
     def at(self, rows: slice) -> Parameters:
         """Those of some of the points, which are the axis before the genes."""
         n = self.log_mu.shape[-2]
@@ -59,6 +62,7 @@ class Parameters:
             return self.log_mu
         return torch.cat([self.log_mu, self.zi_logits.expand_as(self.log_mu)], dim=-1)
 
+    @checked
     def split(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
         """Those of values that lie as :meth:`joined` lays them: on log mu, and on the zi logits."""
         if self.zi_logits is None:
@@ -75,6 +79,7 @@ class Fisher:
     cross: Tensor | None = None  # (..., g): between log mu and the zi logit
     zero: Tensor | None = None  # (..., g): on the zi logit
 
+    @checked
     def product(self, mean: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The information times changes of log mu and of the zi logit."""
         if self.cross is None or self.zero is None or zero is None:
@@ -82,6 +87,7 @@ class Fisher:
         return self.mean * mean + self.cross * zero, self.cross * mean + self.zero * zero
 
 
+@checked
 def fisher_information(gene_likelihood: str, parameters: Parameters) -> Fisher:
     """Fisher information on log mu and on the zi logit.
 
@@ -112,6 +118,7 @@ def fisher_information(gene_likelihood: str, parameters: Parameters) -> Fisher:
     )
 
 
+@checked
 def kl_divergence(gene_likelihood: str, first: Parameters, second: Parameters) -> Tensor:
     """KL(first || second) of each gene, in nats.
 

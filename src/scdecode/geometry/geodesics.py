@@ -21,14 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import ConditionTable, LibrarySize, PerPoint
 from scdecode.errors import ConvergenceWarning, InputError, PointsError, check_integer, check_number, unknown_name, warn
-from scdecode.expression import Decodable
-from scdecode.geometry.decoded import ParameterMap, parameter_map
+from scdecode.geometry.decoded import DecoderLike, ParameterMap, parameter_map
 from scdecode.geometry.metric import length_of
 from scdecode.geometry.nearness import Nearness
 from scdecode.geometry.searching import STEPS, Found, Spline, Task, search
 from scdecode.kernels.threads import own_threads
 from scdecode.paths.graph import shortest_track
+from scdecode.points import PointsLike
 from scdecode.support import FAR
 
 STARTS = ("graph", "linear")
@@ -92,21 +94,22 @@ class Geodesic:
         return len(self.points)
 
 
+@checked
 def geodesic(
-    model: Decodable | ParameterMap,
-    start: Any,
-    end: Any,
+    model: DecoderLike,
+    start: PointsLike,
+    end: PointsLike,
     *,
     n_points: int = 100,
     n_knots: int = 8,
     init: Any = "graph",
     penalty: float = 1.0,
     max_iterations: int = 200,
-    batch: Any = None,
-    labels: Any = None,
-    categorical: Mapping[str, Any] | None = None,
-    continuous: Mapping[str, Any] | None = None,
-    library_size: Any = None,
+    batch: PerPoint = None,
+    labels: PerPoint = None,
+    categorical: ConditionTable = None,
+    continuous: ConditionTable = None,
+    library_size: LibrarySize = None,
     max_conditions: int = 100,
 ) -> Geodesic:
     """The path between two points along which the decoded distributions change the least.

@@ -11,19 +11,19 @@ while counts are few, and the dispersion bounds them when there are many.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import ConditionTable, LibrarySize, PerPoint
 from scdecode.errors import PointsError
-from scdecode.expression import Decodable
-from scdecode.geometry.decoded import ParameterMap, Slot, map_along, push
+from scdecode.geometry.decoded import DecoderLike, ParameterMap, Slot, map_along, push
 from scdecode.geometry.divergences import fisher_information, kl_divergence
 from scdecode.kernels.threads import own_threads
+from scdecode.points import PointsLike
 
 _NODES = 100
 """Places along a path, at least, at which its speed is measured."""
@@ -55,15 +55,16 @@ class PathLength:
         return behind / behind[-1] if behind[-1] > 0 else np.linspace(0.0, 1.0, len(behind))
 
 
+@checked
 def metric(
-    model: Decodable | ParameterMap,
-    points: Any,
+    model: DecoderLike,
+    points: PointsLike,
     *,
-    batch: Any = None,
-    labels: Any = None,
-    categorical: Mapping[str, Any] | None = None,
-    continuous: Mapping[str, Any] | None = None,
-    library_size: Any = None,
+    batch: PerPoint = None,
+    labels: PerPoint = None,
+    categorical: ConditionTable = None,
+    continuous: ConditionTable = None,
+    library_size: LibrarySize = None,
     max_conditions: int = 100,
 ) -> np.ndarray:
     """The pulled-back metric at points, ``(n, k, k)`` float64: symmetric, with eigenvalues of at least 0.
@@ -97,15 +98,16 @@ def metric(
     return metric_tensor(decoder, decoder.read(points)).numpy()
 
 
+@checked
 def path_length(
-    model: Decodable | ParameterMap,
-    points: Any,
+    model: DecoderLike,
+    points: PointsLike,
     *,
-    batch: Any = None,
-    labels: Any = None,
-    categorical: Mapping[str, Any] | None = None,
-    continuous: Mapping[str, Any] | None = None,
-    library_size: Any = None,
+    batch: PerPoint = None,
+    labels: PerPoint = None,
+    categorical: ConditionTable = None,
+    continuous: ConditionTable = None,
+    library_size: LibrarySize = None,
     max_conditions: int = 100,
 ) -> PathLength:
     """How long the path through points is in the metric, straight from each to the next.

@@ -25,6 +25,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import ConditionTable, LibrarySize, PerPoint, Values
 from scdecode.errors import (
     ConvergenceWarning,
     InputError,
@@ -35,9 +37,9 @@ from scdecode.errors import (
     listing,
     warn,
 )
-from scdecode.expression import Decodable
-from scdecode.geometry.decoded import ParameterMap, parameter_map
+from scdecode.geometry.decoded import DecoderLike, ParameterMap, parameter_map
 from scdecode.geometry.metric import divergence, length_of, metric_tensor
+from scdecode.points import PointsLike
 from scdecode.support import FAR
 
 _SIGNS = {"+": 1.0, "-": -1.0}
@@ -79,20 +81,21 @@ class Move:
         return len(self.points)
 
 
+@checked
 def move(
-    model: Decodable | ParameterMap,
-    z: Any,
-    targets: Mapping[str, Any] | Iterable[tuple[str, Any]],
+    model: DecoderLike,
+    z: PointsLike,
+    targets: Values,
     *,
     n_steps: int = 20,
     max_support: float | None = FAR,
     prior: float = 1.0,
     n_others: int = 20,
-    batch: Any = None,
-    labels: Any = None,
-    categorical: Mapping[str, Any] | None = None,
-    continuous: Mapping[str, Any] | None = None,
-    library_size: Any = None,
+    batch: PerPoint = None,
+    labels: PerPoint = None,
+    categorical: ConditionTable = None,
+    continuous: ConditionTable = None,
+    library_size: LibrarySize = None,
     max_conditions: int = 100,
 ) -> Move:
     """The smallest step in the metric that changes chosen genes, kept inside the support.

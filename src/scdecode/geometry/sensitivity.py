@@ -6,7 +6,6 @@ all genes alike and changes nothing. Derivatives are exact, and the points pass 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import ConditionTable, NamesLike, PerPoint
 from scdecode.errors import check_integer, check_number
-from scdecode.expression import Decodable
-from scdecode.geometry.decoded import ParameterMap, map_along
+from scdecode.geometry.decoded import DecoderLike, ParameterMap, map_along
 from scdecode.kernels.threads import own_threads
+from scdecode.points import PointsLike
 
 _DEEPEST = 24  # halvings of a segment at most: there its share is below what float32 can tell
 _NODES = 3  # of the quadrature on each piece of a segment
@@ -32,6 +33,7 @@ class Sensitivity:
     rms: pd.DataFrame  # its root mean square: large for a gene that goes up here and down there, too
     n_points: int
 
+    @checked
     def top(self, n: int = 10) -> pd.DataFrame:
         """The genes that each dimension moves the most, by root mean square.
 
@@ -74,15 +76,16 @@ class Attribution:
         return f"Attribution: {n_genes} genes to {n_dimensions} dimensions"
 
 
+@checked
 def sensitivity(
-    model: Decodable | ParameterMap,
-    points: Any,
+    model: DecoderLike,
+    points: PointsLike,
     *,
-    genes: Sequence[str] | None = None,
-    batch: Any = None,
-    labels: Any = None,
-    categorical: Mapping[str, Any] | None = None,
-    continuous: Mapping[str, Any] | None = None,
+    genes: NamesLike | str | None = None,
+    batch: PerPoint = None,
+    labels: PerPoint = None,
+    categorical: ConditionTable = None,
+    continuous: ConditionTable = None,
     max_conditions: int = 100,
 ) -> Sensitivity:
     """Derivatives of the log scale of each gene in each latent dimension, summed up over points.
@@ -131,16 +134,17 @@ def sensitivity(
     )
 
 
+@checked
 def attribution(
-    model: Decodable | ParameterMap,
-    path: Any,
-    genes: Sequence[str] | str | None = None,
+    model: DecoderLike,
+    path: PointsLike,
+    genes: NamesLike | str | None = None,
     *,
     tolerance: float = 1e-4,
-    batch: Any = None,
-    labels: Any = None,
-    categorical: Mapping[str, Any] | None = None,
-    continuous: Mapping[str, Any] | None = None,
+    batch: PerPoint = None,
+    labels: PerPoint = None,
+    categorical: ConditionTable = None,
+    continuous: ConditionTable = None,
     max_conditions: int = 100,
 ) -> Attribution:
     """What each latent dimension did to the log scale of genes along a path: integrated gradients.

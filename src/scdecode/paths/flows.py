@@ -11,14 +11,16 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import ArrayLike
 from scdecode.errors import PointsError, check_choice, check_integer, check_number
-from scdecode.points import read_array
+from scdecode.points import PointsLike, read_array
 
 METHODS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
 """Solvers, as ``scipy.integrate.solve_ivp`` names them: explicit ones first, then those for stiff fields."""
@@ -28,6 +30,9 @@ _FAR = float(np.exp(-0.5 * 3.0**2))  # the weight of a cell at three bandwidths:
 _TIMES = {"t", "time", "times", "s"}  # what the argument of a field that is the time is called
 
 Field = Callable[[float, np.ndarray], np.ndarray]
+
+FieldLike: TypeAlias = Annotated[Callable[..., Any], "a function or torch module of (t, z)", PointsError]
+"""A velocity field, as :func:`integrate` takes it."""
 
 
 def integrate(
@@ -283,8 +288,9 @@ class VelocityField:
         return mean / (weight.sum(axis=1, keepdims=True) + _FAR)
 
 
+@checked
 def velocity_field(
-    z_rk: Any, velocity_rk: Any, *, n_neighbours: int = 50, bandwidth: float | None = None
+    z_rk: PointsLike, velocity_rk: ArrayLike, *, n_neighbours: int = 50, bandwidth: float | None = None
 ) -> VelocityField:
     """A field for :func:`integrate` from the velocities of cells, such as scVelo's or CellRank's.
 

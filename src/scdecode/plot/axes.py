@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from scdecode._utils.checks import checked
 from scdecode.errors import InputError, missing_extra
 from scdecode.files import replacing
 
@@ -63,6 +64,7 @@ def tidy(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
+@checked
 def save(ax: Axes, path: str | Path, *, overwrite: bool = False) -> None:
     """Write the figure of Axes, with all others on it, to a file (.png, .pdf, .svg) and close it.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scdecode._utils.checks import checked
 from scdecode.errors import InputError, check_integer, listing, unknown_name
 from scdecode.plot import axes as ax_
 from scdecode.plot.axes import COLOURS, PALE
@@ -28,6 +29,7 @@ SHAPES = {
 _NEEDED = ("log2_fold_change", "score", "shape")
 
 
+@checked
 def change(
     table: pd.DataFrame, *, label: int | Sequence[str] = 12, threshold: float | None = None, ax: Axes | None = None
 ) -> Axes:

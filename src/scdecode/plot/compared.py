@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import PerPoint, Values
 from scdecode.errors import InputError
 from scdecode.geometry.metric import path_length
 from scdecode.model import SCVI
@@ -30,15 +32,16 @@ _SAME = 0.02
 """Of a geodesic's length: measured with another outcome it was in other conditions, and so was its straight line."""
 
 
+@checked
 def compare_paths(
     model: SCVI,
     paths: Mapping[str, Any],
     *,
     cells: np.ndarray | None = None,
     colour: Sequence[Any] | None = None,
-    embedding: Any = None,
+    embedding: Values = None,
     spread: bool = False,
-    **conditions: Any,
+    **conditions: PerPoint,
 ) -> Axes:
     """Paths beside each other: where they run, how far from the training cells, and how fast expression changes.
 

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import NamesLike
 from scdecode.errors import InputError
 from scdecode.plot import axes as ax_
 from scdecode.plot.axes import FAR_WORDS
@@ -32,9 +34,10 @@ _NAMED = 60
 """Genes that are named, at most; of more, every second, third, ..."""
 
 
+@checked
 def heatmap(
     expression: AnnData,
-    genes: Sequence[str] | pd.DataFrame | str | None = None,
+    genes: NamesLike | pd.DataFrame | str | None = None,
     *,
     sort: bool | None = None,
     ax: Axes | None = None,

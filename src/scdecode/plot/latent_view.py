@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import Values
 from scdecode.errors import InputError
 from scdecode.model import SCVI
 from scdecode.plot import axes as ax_
@@ -15,6 +17,7 @@ from scdecode.plot.axes import COLOURS, FAR_WORDS, INK, MARKERS, PALE, STYLES
 from scdecode.plot.labels import beside_points
 from scdecode.plot.planes import Place, Plane, embedded_plane, principal_plane
 from scdecode.plot.routes import Route, routes_of
+from scdecode.points import PointsLike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,13 +28,14 @@ _TUBE = 500
 """Points of a path whose ellipses make up its tube, at most."""
 
 
+@checked
 def latent(
     model: SCVI,
-    points: Any = None,
+    points: PointsLike = None,
     *,
     cells: np.ndarray | None = None,
     colour: Sequence[Any] | None = None,
-    embedding: Any = None,
+    embedding: Values = None,
     spread: bool = True,
     ax: Axes | None = None,
 ) -> Axes:

@@ -11,6 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from scdecode._utils.checks import checked
 from scdecode.errors import InputError, unknown_name
 from scdecode.pseudocounts import PSEUDOCOUNT
 
@@ -157,6 +158,7 @@ def dense(matrix: Any, columns: Any) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
 
 
+@checked
 def most_changing(expression: AnnData, n: int = 30) -> list[str]:
     """The genes that change most over the points, ordered by where along them they are highest.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scdecode._utils.checks import checked
 from scdecode.errors import InputError
 from scdecode.model import SCVI
 from scdecode.plot.axes import COLOURS, one, tidy
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@checked
 def history(model: SCVI, *, ax: Axes | None = None) -> Axes:
     """The loss (negative ELBO, nats a cell) of training and validation cells by epoch.
 

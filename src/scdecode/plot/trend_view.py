@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import LibrarySize, NamesLike, Values
 from scdecode.errors import InputError
 from scdecode.plot import axes as ax_
 from scdecode.plot.axes import COLOURS, FAR_WORDS, INK, STYLES
@@ -52,15 +54,16 @@ class _Scene:
         return COLOURS[colour % len(COLOURS)], STYLES[style % len(STYLES)]
 
 
+@checked
 def trends(
     expression: AnnData,
-    genes: Sequence[str] | str,
+    genes: NamesLike | str,
     *,
     cells: AnnData | None = None,
-    time: Any = None,
-    lineage: Any = None,
+    time: Values = None,
+    lineage: Values = None,
     layer: str | None = None,
-    library_size: Any = None,
+    library_size: LibrarySize = None,
     band: str | None = None,
     panels: bool | None = None,
     log: bool = False,

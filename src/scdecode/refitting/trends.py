@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
 from anndata import AnnData
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import ConditionTable, LibrarySize, NamesLike, PerPoint, Seed, Values
 from scdecode.asked import cells_for
 from scdecode.cells import UNREAD, Cells, check_libraries
 from scdecode.decoding import gene_positions
 from scdecode.errors import ConditionError, InputError, PointsError, check_integer
 from scdecode.expression import Asked, prepare
 from scdecode.model import SCVI
+from scdecode.points import PointsLike
 from scdecode.provenance import without_arguments
 from scdecode.refitting.cells_along import of_lineage, place_cells, read_values
 from scdecode.refitting.expected import moments_of
@@ -22,23 +22,24 @@ from scdecode.refitting.posterior import refit_line
 _QUANTITIES = ("rate", "scale", "mean")
 
 
+@checked
 def refit(
     model: SCVI,
-    path: Any,
+    path: PointsLike,
     adata: AnnData | None = None,
     *,
-    pseudotime: Any,
-    weights: Any = None,
+    pseudotime: Values,
+    weights: Values = None,
     quantity: str = "rate",
-    library_size: Any = None,
-    batch: Any = None,
-    labels: Any = None,
-    categorical: Mapping[str, Any] | None = None,
-    continuous: Mapping[str, Any] | None = None,
-    genes: Sequence[str] | None = None,
+    library_size: LibrarySize = None,
+    batch: PerPoint = None,
+    labels: PerPoint = None,
+    categorical: ConditionTable = None,
+    continuous: ConditionTable = None,
+    genes: NamesLike | str | None = None,
     n_bins: int = 40,
     n_courses: int = 10,
-    seed: int | None = None,
+    seed: Seed | None = None,
 ) -> AnnData:
     """Estimate the trends of genes along a path from the counts of the cells, with a band for each trend.
 
