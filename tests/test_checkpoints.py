@@ -1,5 +1,6 @@
 """The state of a training on disk: killed runs, other trainings, damaged files."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save as save_tensors
 from small_models import EVERYTHING, make_adata, make_model
 
 from scdecode import training
@@ -59,7 +62,7 @@ train(untrained(), 6, checkpoint=sys.argv[2], on_epoch=lambda done, total, row: 
 """
     done = subprocess.run([sys.executable, "-c", code, os.path.dirname(__file__), str(tmp_path / "c")], check=False)
     assert done.returncode == 9
-    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".c.training.lock", "c"]  # a file that locks nothing
     told = []
     resumed = train(untrained(), 6, checkpoint=tmp_path / "c", on_epoch=lambda *epoch: told.append(epoch[:2]))
     assert told == [(4, 6), (5, 6), (6, 6)]
@@ -193,9 +196,7 @@ def test_a_damaged_checkpoint(kept, tmp_path, damage):
         save_file({"w": torch.zeros(2)}, path)
     else:
         path.write_bytes({"truncated": whole[:-10], "header": whole[:20], "empty": b"", "text": b"hello"}[damage])
-    with pytest.raises(
-        CorruptModelError, match="c: it is no checkpoint of scdecode, or was truncated; pass another file"
-    ):
+    with pytest.raises(CorruptModelError, match="c: .*truncated.*pass another file"):
         train(untrained(), 2, checkpoint=path)
 
 
@@ -227,3 +228,139 @@ def test_a_disk_that_fills_up_does_not_cost_the_training(tmp_path, unbroken, mon
     assert_same(model, unbroken)
     monkeypatch.undo()
     assert_same(train(untrained(), 6, checkpoint=tmp_path / "c"), unbroken)
+
+
+# -- every byte counts
+
+
+def flipped(data, position, bit=0):
+    return data[:position] + bytes([data[position] ^ (1 << bit)]) + data[position + 1 :]
+
+
+def regions(data):
+    """A few positions of each part of a checkpoint: its length, each key and value of its header, the tensors."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = range(8, end)
+    return [*range(8), *header[:: max(1, len(header) // 150)], *range(end, len(data), max(1, (len(data) - end) // 100))]
+
+
+def test_one_flipped_bit_anywhere(kept, tmp_path):
+    data, path = kept.read_bytes(), tmp_path / "c"
+    identity = read_identity(kept)
+    generator = np.random.default_rng(0)
+    for position in [*regions(data), *generator.integers(0, len(data), 50)]:
+        path.write_bytes(flipped(data, int(position), int(generator.integers(8))))
+        with pytest.raises(CorruptModelError, match="c: "):
+            read_checkpoint(path, identity)
+
+
+def test_every_byte_of_the_metadata(kept, tmp_path):
+    data, path = kept.read_bytes(), tmp_path / "c"
+    identity = read_identity(kept)
+    start = data.index(b'"__metadata__"')
+    for position in range(start, data.index(b'"}', start) + 2):
+        path.write_bytes(flipped(data, position, 2))
+        with pytest.raises(CorruptModelError):
+            read_checkpoint(path, identity)
+
+
+def read_identity(path):
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["identity"])
+
+
+def rewritten(path, change):
+    """The checkpoint written again by other hands, without a new digest."""
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(metadata, tensors)
+    return save_tensors(tensors, metadata=metadata)
+
+
+def swap_tensors(metadata, tensors):
+    names = [name for name in tensors if name.startswith("moments/") and name.endswith("exp_avg")]
+    one, other = next((a, b) for a in names for b in names if a < b and tensors[a].shape == tensors[b].shape)
+    tensors[one], tensors[other] = tensors[other], tensors[one]
+
+
+def drop_row(metadata, tensors):
+    progress = json.loads(metadata["progress"])
+    del progress["rows"][-1]
+    metadata["progress"] = json.dumps(progress)
+
+
+def drop_moment(metadata, tensors):
+    del tensors[next(name for name in tensors if name.startswith("moments/"))]
+
+
+def other_shape(metadata, tensors):
+    name = next(name for name, tensor in tensors.items() if tensor.ndim == 2 and tensor.shape[0] != tensor.shape[1])
+    tensors[name] = tensors[name].reshape(tensors[name].shape[::-1])
+
+
+@pytest.mark.parametrize("change", [swap_tensors, drop_row, drop_moment, other_shape, lambda m, t: m.update(more="1")])
+def test_an_edited_checkpoint(kept, tmp_path, change):
+    path = tmp_path / "c"
+    path.write_bytes(rewritten(kept, change))
+    with pytest.raises(CorruptModelError, match="its sha256 is not the one that was written.*begin anew"):
+        train(untrained(), 2, checkpoint=path)
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[:-1], lambda d: d[: len(d) // 2], lambda d: d + b"\0", lambda d: d + d])
+def test_a_checkpoint_of_another_length(kept, tmp_path, damage):
+    path = tmp_path / "c"
+    path.write_bytes(damage(kept.read_bytes()))
+    with pytest.raises(CorruptModelError, match="the checkpoint was truncated or edited"):
+        read_checkpoint(path, read_identity(kept))
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_digest(kept, tmp_path):
+    path = tmp_path / "c"
+    path.write_bytes(rewritten(kept, lambda metadata, tensors: metadata.pop("sha256")))
+    with pytest.raises(CorruptModelError, match="has no digest: it was damaged, or written by an earlier version"):
+        train(untrained(), 2, checkpoint=path)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 3e38])
+def test_weights_that_no_training_leads_to(kept, tmp_path, number):
+    identity = read_identity(kept)
+    checkpoint = read_checkpoint(kept, identity)
+    next(iter(checkpoint.weights.values())).view(-1)[0] = number
+    write_checkpoint(tmp_path / "c", checkpoint)
+    with pytest.raises(CorruptModelError, match="its weights cannot be right"):
+        read_checkpoint(tmp_path / "c", identity)
+
+
+def test_a_checkpoint_of_other_tensors(kept, tmp_path):
+    identity = read_identity(kept)
+    checkpoint = read_checkpoint(kept, identity)
+    del checkpoint.weights[next(iter(checkpoint.weights))]
+    write_checkpoint(tmp_path / "c", checkpoint)
+    with pytest.raises(CorruptModelError, match="it does not fit the model"):
+        train(untrained(), 2, checkpoint=tmp_path / "c")
+
+
+# -- two trainings
+
+
+def test_two_trainings_on_one_checkpoint(tmp_path):
+    path, errors = tmp_path / "c", []
+
+    def second(done, total, row):
+        with pytest.raises(OutputError, match="another training is writing .*c; wait.*or pass another file name") as e:
+            train(untrained(), 1, checkpoint=path)
+        errors.append(e)
+
+    train(untrained(), 1, checkpoint=path, on_epoch=second)
+    assert len(errors) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+    train(untrained(), 2, checkpoint=path)  # the lock has ended with the training
+
+
+def test_a_killed_training_holds_no_lock(tmp_path):
+    code = (
+        "import os, sys; from scdecode.checkpoints import training_lock\nwith training_lock(sys.argv[1]): os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "c")], check=False)
+    train(untrained(), 1, checkpoint=tmp_path / "c")
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]

@@ -81,6 +81,36 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
                 folder.rmdir()
 
 
+@contextmanager
+def locked(path: str | Path, purpose: str, busy: str) -> Iterator[None]:
+    """Hold a lock on ``path`` for a purpose other than to write it, as :func:`replacing` does by itself.
+
+    Parameters
+    ----------
+    path
+        The file, which need not exist; its folder is made if it is missing.
+    purpose
+        Part of the name of the hidden file that stands for the lock.
+    busy
+        The message of the error if another process holds the lock.
+
+    Raises
+    ------
+    OutputError
+        If another process holds the lock, or no file can be made there.
+    """
+    target = _resolve(path)
+    try:
+        _make_folder(target.parent)
+        lock = _sibling(target, f"{purpose}.lock")
+        with exclusive(lock, busy):
+            yield
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(_reason(path, error)) from error
+
+
 def is_empty_folder(path: str | Path) -> bool:
     """Whether there is a folder with nothing in it."""
     return Path(path).is_dir() and not any(Path(path).iterdir())
@@ -204,7 +234,7 @@ def _stem(name: str) -> str:
 
 def _sibling(target: Path, kind: str, suffix: str = "") -> Path:
     """A hidden name beside a target: ``.model.lock``, ``.model.1a2b3c4d.tmp`` or ``.model.1a2b3c4d.old``."""
-    unique = "" if kind == "lock" else f"{uuid.uuid4().hex[:8]}."
+    unique = "" if kind.endswith("lock") else f"{uuid.uuid4().hex[:8]}."
     return target.parent / f".{_stem(target.name)}.{unique}{kind}{suffix if len(os.fsencode(suffix)) <= 10 else ''}"
 
 

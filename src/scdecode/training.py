@@ -11,7 +11,7 @@ import itertools
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from scdecode.cells import Cells, check_unchanged
-from scdecode.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from scdecode.checkpoints import Checkpoint, read_checkpoint, training_lock, write_checkpoint
 from scdecode.classification import Answers, SemiSupervised, SemiSupervisedElbo
 from scdecode.config import TrainConfig
 from scdecode.device_step import DeviceBound, on_device
 from scdecode.draws import make_generator
-from scdecode.errors import ConfigError, OutputError, TrainingError, TrainingWarning, warn
+from scdecode.errors import ConfigError, CorruptModelError, OutputError, TrainingError, TrainingWarning, warn
 from scdecode.kernels import precision_of, usable
 from scdecode.kernels.adam import KernelAdam
 from scdecode.kernels.rows import Gatherer
@@ -204,6 +204,8 @@ def fit(
     identity: dict[str, Any] = {}
     if checkpoint is not None:
         identity = {**_identity(network, cells, config), "crc32 of the first weights": start or digest_of(network)}
+    locks = ExitStack()
+    locks.enter_context(training_lock(checkpoint))
     run, whole = _Run(), _snapshot(network)
     ending, resumed = "failed", False  # until it is known otherwise
     kernels = False
@@ -218,7 +220,15 @@ def fit(
         optimizer = _optimizer(network, config, device, kernels=kernels)
         if checkpoint is not None:
             if Path(checkpoint).exists():
-                _restore(read_checkpoint(checkpoint, identity), network, optimizer, run)
+                try:
+                    _restore(read_checkpoint(checkpoint, identity), network, optimizer, run)
+                except (
+                    RuntimeError,
+                    LookupError,
+                    TypeError,
+                    AttributeError,
+                ) as error:  # sizes and names of no training
+                    raise CorruptModelError(f"{checkpoint}: it does not fit the model ({error!r:.200})") from error
                 whole, resumed = _snapshot(network), True
             if len(run.rows) > n_epochs:
                 warn(
@@ -246,6 +256,7 @@ def fit(
             raise
         ending = "interrupted"
     finally:
+        locks.close()
         network.load_state_dict(whole, strict=False)
         network.to("cpu").eval().requires_grad_(False)  # only training changes the weights
         if kernels:
