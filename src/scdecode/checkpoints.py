@@ -152,7 +152,8 @@ def _check_digest(data: bytearray, path: str | Path) -> None:
         if b'"identity":"' in data and b'"progress":"' in data:
             raise CorruptModelError(
                 f"{path}: this checkpoint has no digest: it was damaged, or written by an earlier version of "
-                "scdecode, and cannot be checked; finish the training with that version, or pass another file name to begin anew"
+                "scdecode, and cannot be checked; finish the training with that version, or pass another file name "
+                "to begin anew"
             )
         raise ValueError("there is no digest")
     said = bytes(data[place : place + _N_DIGITS])

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 LARGEST_WEIGHT = 1e9
-"""Adam moves a weight by about its learning rate a step, so no training leads there; and the product of two such numbers
-is far from the largest of single precision, 3.4e38."""
+"""Adam moves a weight by about its learning rate a step, so no training leads there. The product of two such numbers is
+far from the largest of single precision, 3.4e38."""
 
 LARGEST_STATISTIC = 1e30
 """Of batch normalisation: the variance of hidden units for counts of 1e6 that are not log-transformed is some 1e14."""
