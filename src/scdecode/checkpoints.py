@@ -17,7 +17,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from scdecode._utils.weights import problems_of
 from scdecode.errors import ConfigError, CorruptModelError
@@ -125,6 +126,35 @@ def read_checkpoint(path: str | Path, identity: dict[str, Any]) -> Checkpoint:
             "pass the same options and cells to go on with it, or another file name to begin anew"
         )
     return Checkpoint(weights=parts["weights"], moments=parts["moments"], progress=progress, identity=found)
+
+
+def moments_of(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return a copy of the state of an optimizer, by ``"parameter/name"``."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}/{name}": value.clone() for i, of_one in state.items() for name, value in of_one.items()}
+
+
+def restore(path: str | Path, checkpoint: Checkpoint, network: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Put a checkpoint into a network and its optimizer; return its progress.
+
+    Raises
+    ------
+    CorruptModelError
+        If names or sizes are not those of the network.
+    """
+    try:
+        network.load_state_dict(checkpoint.weights)
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in checkpoint.moments.items():
+            i, name = key.split("/")
+            state.setdefault(int(i), {})[name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        rows, best, since_best = (checkpoint.progress[name] for name in ("rows", "best", "since_best"))
+        return {"rows": list(rows), "best": float(best), "since_best": int(since_best)}
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise CorruptModelError(
+            f"{path}: it does not fit the model ({error!r:.200}); pass another file name"
+        ) from error
 
 
 def _header(data: bytearray) -> dict[str, Any]:

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from scdecode.cells import Cells, check_unchanged
-from scdecode.checkpoints import Checkpoint, read_checkpoint, training_lock, write_checkpoint
+from scdecode.checkpoints import Checkpoint, moments_of, read_checkpoint, restore, training_lock, write_checkpoint
 from scdecode.classification import Answers, SemiSupervised, SemiSupervisedElbo
 from scdecode.config import TrainConfig
 from scdecode.device_step import DeviceBound, on_device
 from scdecode.draws import make_generator
-from scdecode.errors import ConfigError, CorruptModelError, OutputError, TrainingError, TrainingWarning, warn
+from scdecode.errors import ConfigError, OutputError, TrainingError, TrainingWarning, warn
 from scdecode.kernels import precision_of, usable
 from scdecode.kernels.adam import KernelAdam
 from scdecode.kernels.rows import Gatherer
@@ -220,15 +220,8 @@ def fit(
         optimizer = _optimizer(network, config, device, kernels=kernels)
         if checkpoint is not None:
             if Path(checkpoint).exists():
-                try:
-                    _restore(read_checkpoint(checkpoint, identity), network, optimizer, run)
-                except (
-                    RuntimeError,
-                    LookupError,
-                    TypeError,
-                    AttributeError,
-                ) as error:  # sizes and names of no training
-                    raise CorruptModelError(f"{checkpoint}: it does not fit the model ({error!r:.200})") from error
+                progress = restore(checkpoint, read_checkpoint(checkpoint, identity), network, optimizer)
+                run.rows, run.best, run.since_best = (progress[name] for name in ("rows", "best", "since_best"))
                 whole, resumed = _snapshot(network), True
             if len(run.rows) > n_epochs:
                 warn(
@@ -482,21 +475,9 @@ def _keep(path: str | Path, state: Checkpoint) -> None:
 
 
 def _state(network: Network, optimizer: torch.optim.Optimizer, run: _Run, identity: dict[str, Any]) -> Checkpoint:
-    moments = optimizer.state_dict()["state"]
     return Checkpoint(
         weights={name: value.clone() for name, value in network.state_dict().items()},
-        moments={f"{i}/{name}": value.clone() for i, state in moments.items() for name, value in state.items()},
+        moments=moments_of(optimizer),
         progress={"rows": run.rows, "best": run.best, "since_best": run.since_best},
         identity=identity,
     )
-
-
-def _restore(checkpoint: Checkpoint, network: Network, optimizer: torch.optim.Optimizer, run: _Run) -> None:
-    network.load_state_dict(checkpoint.weights)
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in checkpoint.moments.items():
-        i, name = key.split("/")
-        state.setdefault(int(i), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    run.rows = list(checkpoint.progress["rows"])
-    run.best, run.since_best = checkpoint.progress["best"], checkpoint.progress["since_best"]
