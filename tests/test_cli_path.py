@@ -79,16 +79,32 @@ def test_from_one_category_to_another(place, model, cells, tmp_path, capsys):
     assert_same(ad.read_h5ad(tmp_path / "p.h5ad"), expected)
     assert_same(ad.read_zarr(tmp_path / "p.zarr"), expected)
     for name, separator in (("p.csv", ","), ("p.tsv", "\t")):
-        table = pd.read_csv(tmp_path / name, index_col="point", sep=separator)
-        np.testing.assert_allclose(table[list(expected.var_names)], expected.X, rtol=1e-4)
-        np.testing.assert_allclose(
-            table["gene_03:std_counts"], expected[:, "gene_03"].layers["std_counts"][:, 0], rtol=1e-4
-        )
-        np.testing.assert_allclose(table["time"], np.linspace(0, 1, 9))
+        table = pd.read_csv(tmp_path / name, sep=separator)
+        assert list(table.columns) == [
+            *("gene", "time", "mean", "low", "high", "std", "std_counts", "supported", "unit")
+        ]
+        assert len(table) == 9 * 40
+        for column, layer in (("mean", None), ("low", "q05"), ("high", "q95"), ("std_counts", "std_counts")):
+            wide = table.pivot(index="time", columns="gene", values=column)[list(expected.var_names)]
+            np.testing.assert_allclose(wide, expected.to_df(layer), rtol=1e-4)
+        np.testing.assert_allclose(table.loc[table["gene"] == "gene_03", "time"], np.linspace(0, 1, 9))
+
+
+def test_a_long_table_of_lineages_and_without_error_bars(place, model, cells, tmp_path):
+    words = ("--lineages", "palantir", "--n-points", 5, "--no-spread", "--genes", "gene_03,gene_01")
+    assert path(place, *words, *SAID, "--out", tmp_path / "p.csv") == 0
+    text = (tmp_path / "p.csv").read_text()
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert list(table.columns[:6]) == ["gene", "time", "mean", "low", "high", "lineage"]
+    assert table["gene"].unique().tolist() == ["gene_03", "gene_01"]
+    assert table["low"].isna().all() and table["high"].isna().all()
+    assert len(table) == 2 * 5 * table["lineage"].nunique() and table["lineage"].nunique() == 2
+    numbers = [word for line in text.splitlines()[1:] for word in line.split(",")[1:3]]
+    assert max(len(word) for word in numbers) <= 12  # six digits, not seventeen
 
 
 def test_a_bare_line(place, model, cells, tmp_path):
-    assert path(place, *ENDS, *SAID, "--n-points", 9, "--line", "--out", tmp_path / "l.h5ad") == 0
+    assert path(place, *ENDS, *SAID, "--n-points", 9, "--no-spread", "--out", tmp_path / "l.h5ad") == 0
     written = ad.read_h5ad(tmp_path / "l.h5ad")
     assert set(written.layers) == {"std_counts"}
     assert_same(written, decoded(model, between(model, cells, "trunk", "branch_1", spread=False)))
@@ -143,10 +159,10 @@ def test_units_genes_and_draws(place, model, cells, tmp_path):
     assert list(written.var_names) == ["gene_03", "gene_01"]
     for size, number in (("700", 700), ("observed", model.schema.median_library)):
         out = tmp_path / f"{size}.h5ad"
-        assert path(place, *ENDS, *SAID, "--library-size", size, "--n-points", 3, "--line", "--out", out) == 0
+        assert path(place, *ENDS, *SAID, "--library-size", size, "--n-points", 3, "--no-spread", "--out", out) == 0
         np.testing.assert_allclose(ad.read_h5ad(out).obs["library_size"], number)
     several = ("--batch", "batch_1", "--batch", "batch_2", "--max-conditions", 50)
-    assert path(place, *ENDS, *several, "--n-points", 3, "--line", "--out", tmp_path / "s.h5ad") == 0
+    assert path(place, *ENDS, *several, "--n-points", 3, "--no-spread", "--out", tmp_path / "s.h5ad") == 0
     assert set(ad.read_h5ad(tmp_path / "s.h5ad").obs["batch"]) == {"average"}
 
 
@@ -157,7 +173,7 @@ def test_units_genes_and_draws(place, model, cells, tmp_path):
 def test_over_conditions(place, model, cells, tmp_path, over):
     said = ("--continuous", "age=30", "--n-points", 5)
     outputs = ("--out", tmp_path / "e.h5ad", "--difference", tmp_path / "d.h5ad", "--plot", tmp_path / "p.png")
-    assert path(place, *ENDS, *said, "--over", over, *outputs) == 0
+    assert path(place, *ENDS, *said, "--condition", over, *outputs) == 0
     made = between(model, cells, "trunk", "branch_1", n_points=5, batch=None, categorical=None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sd.ScdecodeWarning)
@@ -170,13 +186,15 @@ def test_over_conditions(place, model, cells, tmp_path, over):
 
 
 def test_levels_of_a_condition(place, tmp_path):
-    levels = ("--over", "batch", "--level", "batch_3", "--level", "batch_1", "--n-points", 4)
+    levels = ("--condition", "batch", "--level", "batch_3", "--level", "batch_1", "--n-points", 4)
     outputs = ("--out", tmp_path / "e.csv", "--difference", tmp_path / "d.tsv")
     assert path(place, *ENDS, *levels, *outputs) == 0
-    assert pd.read_csv(tmp_path / "e.csv")["condition"].tolist() == ["batch_3"] * 4 + ["batch_1"] * 4
+    table = pd.read_csv(tmp_path / "e.csv")
+    assert list(table.columns[:6]) == ["gene", "time", "mean", "low", "high", "condition"]
+    assert table["condition"].tolist() == (["batch_3"] * 4 + ["batch_1"] * 4) * 40
     table = pd.read_csv(tmp_path / "d.tsv", sep="\t")
     assert set(table["condition"]) == {"batch_1"}
-    assert "gene_03:log2_fold_change_q95" in table
+    assert {"low", "high", "log2_fold_change", "log2_fold_change_q05", "log2_fold_change_q95"} <= set(table)
 
 
 # -- more results
@@ -249,16 +267,22 @@ def test_pictures_of_other_kinds(place, tmp_path):
         (("--pseudotime", "pseudotime", "--weights", "wait"), "'wait'"),
         (("--lineages", "monocle"), "source: 'monocle' is not one of"),
         (("--lineages", "auto", "--lineage", "middle"), "lineages: 'middle' is not one of the 2 lineages"),
-        ((*ENDS, "--level", "batch_1"), "--level: it came without --over"),
-        ((*ENDS, "--difference", "d.h5ad"), "--difference: it came without --over"),
-        ((*ENDS, "--over", "bach"), "over: 'bach' is not one of the 2 conditions of the model"),
-        ((*ENDS, "--over", "batch", "--level", "batch_1"), "levels: ['batch_1'] came, two or more"),
-        ((*ENDS, "--over", "batch", "--genes-table", "g.csv"), "--over: it came with --genes-table, --heatmap or"),
+        ((*ENDS, "--level", "batch_1"), "--level: got it without --condition"),
+        ((*ENDS, "--difference", "d.h5ad"), "--difference: got it without --condition"),
+        ((*ENDS, "--condition", "bach"), "--condition: 'bach' is not one of the 2 conditions of the model"),
+        ((*ENDS, "--condition", "batch", "--level", "batch_1"), "--level: ['batch_1'] came, two or more"),
+        (
+            (*ENDS, "--condition", "batch", "--genes-table", "g.csv"),
+            "--condition: got it with --genes-table, --heatmap or",
+        ),
         ((*ENDS, "--plot", "p.jpg"), "p.jpg: a name that ends in one of .png"),
         ((*ENDS, "--genes-table", "g.h5ad"), "g.h5ad: a name that ends in one of .csv, .tsv was expected"),
-        ((*ENDS, "--over", "batch", "--difference", "d.zarr"), "d.zarr: a name that ends in one of .h5ad, .csv, .tsv"),
+        (
+            (*ENDS, "--condition", "batch", "--difference", "d.zarr"),
+            "d.zarr: a name that ends in one of .h5ad, .csv, .tsv",
+        ),
         ((*ENDS, "--out", "p.xlsx"), "p.xlsx: a name that ends in one of .h5ad, .zarr, .csv, .tsv"),
-        ((*ENDS, "--over", "batch", "--out", "p.zarr"), "--out: p.zarr came with --over"),
+        ((*ENDS, "--condition", "batch", "--out", "p.zarr"), "--out: got 'p.zarr' with --condition"),
         (("--pseudotime", "pseudotime", "--key", "brnch", "--latent", "latent.png"), "--key: 'brnch' is not one of"),
     ],
     ids=lambda words: " ".join(words[-2:]) if isinstance(words, tuple) else "",
@@ -305,8 +329,26 @@ def test_help_names_every_option(capsys):
     told = capsys.readouterr().out
     for option in (
         *("--out", "--from", "--to", "--through", "--key", "--how", "--pseudotime", "--weights", "--lineages"),
-        *("--lineage", "--n-points", "--line", "--batch", "--categorical", "--continuous", "--labels", "--quantity"),
-        *("--library-size", "--genes", "--over", "--level", "--difference", "--genes-table", "--plot", "--heatmap"),
+        *(
+            "--lineage",
+            "--n-points",
+            "--no-spread",
+            "--batch",
+            "--categorical",
+            "--continuous",
+            "--labels",
+            "--quantity",
+        ),
+        *(
+            "--library-size",
+            "--genes",
+            "--condition",
+            "--level",
+            "--difference",
+            "--genes-table",
+            "--plot",
+            "--heatmap",
+        ),
         *("--latent", "--change", "--n-samples", "--max-conditions", "--device", "--overwrite", "--seed"),
     ):
         assert f"{option} " in told, option
@@ -343,7 +385,7 @@ def test_trends_refitted_to_the_counts(place, model, cells, tmp_path):
 @pytest.mark.filterwarnings("ignore:pseudotime")
 def test_several_models(place, model, cells, tmp_path):
     words = (*SAID, "--pseudotime", "pseudotime", "--n-points", "9", "--out", tmp_path / "p.h5ad")
-    assert path(place, *words, "--also", place / "model", "--genes-table", tmp_path / "g.csv") == 0
+    assert path(place, *words, "--ensemble", place / "model", "--genes-table", tmp_path / "g.csv") == 0
     written = ad.read_h5ad(tmp_path / "p.h5ad")
     np.testing.assert_allclose(written.layers["std_models"], 0, atol=1e-6)  # twice the same
     made = sd.Trajectory.from_lineages(model, cells, pseudotime="pseudotime", n_points=9)
@@ -354,16 +396,27 @@ def test_several_models(place, model, cells, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--also", "model", "--over", "batch"), "--also: several models came with --over"),
+        (("--ensemble", "model", "--condition", "batch"), "--ensemble: got several models with --condition"),
         ((*ENDS, "--refit", "r.h5ad"), "--refit: it came with --from"),
         (("--pseudotime", "pseudotime", "--how", "graph"), "--how: 'graph' came with --pseudotime"),
-        (("--pseudotime", "pseudotime", "--over", "batch", "--batch", "batch_1"), "--over: 'batch' came with a value"),
+        (
+            ("--pseudotime", "pseudotime", "--condition", "batch", "--batch", "batch_1"),
+            "--condition: got 'batch' with a value",
+        ),
     ],
 )
 def test_what_does_not_go_together(place, tmp_path, capsys, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    if words[0] == "--also":
+    if words[0] == "--ensemble":
         words = (*words, "--pseudotime", "pseudotime")
     assert path(place, *words, "--out", "p.h5ad") == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("--over", "--condition"), ("--also", "--ensemble"), ("--line", "--no-spread")]
+)
+def test_options_that_were_renamed(place, tmp_path, capsys, old, new):
+    assert path(place, *ENDS, old, "batch", "--out", tmp_path / "p.h5ad") == 2
+    assert capsys.readouterr().err == f"error: {old} is called {new} now; see scdecode path --help\n"

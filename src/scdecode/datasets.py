@@ -18,6 +18,12 @@ from scdecode.simulation import simulate_branching, true_scale
 
 __all__ = ["pbmc68k_reduced", "simulate_branching", "true_scale"]
 
+
+def __dir__() -> list[str]:
+    """Return the public names, for tab completion."""
+    return list(__all__)
+
+
 PBMC_SHAPE = (700, 765)
 PBMC_FILE = "datasets/10x_pbmc68k_reduced.h5ad"
 

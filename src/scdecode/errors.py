@@ -38,11 +38,41 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+__all__ = [
+    "ConditionError",
+    "ConditionWarning",
+    "ConfigError",
+    "ConvergenceWarning",
+    "CorruptModelError",
+    "CountsError",
+    "CountsWarning",
+    "ForeignModelError",
+    "FormatError",
+    "InputError",
+    "MissingExtraError",
+    "NewerFormatError",
+    "NotTrainedError",
+    "OutputError",
+    "PointsError",
+    "ScdecodeError",
+    "ScdecodeWarning",
+    "SupportWarning",
+    "TrainingError",
+    "TrainingWarning",
+    "UnsafeModelError",
+]
+
+
 LONGEST_MESSAGE = 500
 """Characters of a message; longer ones, such as those with a name from a damaged file, lose their middle."""
 
 _LONGEST_NAME = 200
 """Characters of a name that spelling is still compared for: the comparison is quadratic in them."""
+
+
+def __dir__() -> list[str]:
+    """Return the public names, for tab completion."""
+    return list(__all__)
 
 
 class ScdecodeError(Exception):

@@ -190,7 +190,7 @@ def generate(
         }
     )
     tiles = decode_tiles(model.vae, points, conditions, request, choose_device(device or "cpu"))
-    return deliver(tiles, frame, out, on_tile, overwrite=overwrite)
+    return deliver(tiles, frame, out, on_tile, overwrite=overwrite, title="generating", unit="cells")
 
 
 # -- what was asked for ------------------------------------------------------------------------------------------------

@@ -23,6 +23,19 @@ from torch.nn import functional
 
 from scdecode.draws import draw_normal
 
+__all__ = [
+    "NegativeBinomial",
+    "Poisson",
+    "ZeroInflatedNegativeBinomial",
+    "make_likelihood",
+]
+
+
+def __dir__() -> list[str]:
+    """Return the public names, for tab completion."""
+    return list(__all__)
+
+
 _LARGE_THETA = 100.0  # from here on lgamma(x + theta) - lgamma(theta) cancels to noise in float32
 # theta of 1e-20 gives zeros, one of 2e17 a Poisson; beyond, float32 would overflow in the gradients and in the draws
 _LOG_THETA_BOUNDS = (-46.0, 40.0)

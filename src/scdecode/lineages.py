@@ -25,6 +25,18 @@ from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import Values
 from scdecode.errors import InputError, listing, unknown_name
 
+__all__ = [
+    "ALL",
+    "Lineage",
+    "read_lineages",
+]
+
+
+def __dir__() -> list[str]:
+    """Return the public names, for tab completion."""
+    return list(__all__)
+
+
 ALL = "all"
 """The name of the lineage where a tool has only one."""
 

@@ -18,6 +18,7 @@ from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import ColumnName, Seed, Values
 from scdecode._utils.model_use import trains
 from scdecode._utils.obs_columns import column_keys
+from scdecode._utils.progress import training_progress
 from scdecode.cells import Cells, check_cells, check_libraries, knowing, read_training_cells, setup_anndata
 from scdecode.config import (
     BatchRepresentation,
@@ -35,7 +36,6 @@ from scdecode.errors import InputError, NotTrainedError, TrainingWarning, check_
 from scdecode.formats.stored import Origin, StoredModel, build_vae
 from scdecode.library_prior import library_prior
 from scdecode.minibatches import Split
-from scdecode.progress import training_progress
 from scdecode.reference import Reference, make_reference
 from scdecode.schema import Columns, Schema
 from scdecode.support import Support, make_support

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import IndicesLike, LibrarySize, NamesLike, Seed, Values
+from scdecode._utils.progress import counting_progress
 from scdecode.arguments import refuse_loaders
 from scdecode.asked import (
     TILE_BYTES,
@@ -34,7 +35,6 @@ from scdecode.asked import (
 from scdecode.cells import Cells
 from scdecode.errors import InputError, ScdecodeWarning, check_integer, check_number, missing_extra, warn
 from scdecode.likelihoods import draw_counts
-from scdecode.progress import counting_progress
 from scdecode.vae import VAE
 
 

@@ -14,6 +14,7 @@ import zarr
 from anndata import AnnData
 
 from scdecode._utils.hdf5 import write_hdf5
+from scdecode._utils.progress import tracked
 from scdecode.decoding import Tile
 from scdecode.errors import InputError
 from scdecode.files import replacing
@@ -60,8 +61,14 @@ def deliver(
     *,
     overwrite: bool = False,
     into: np.ndarray | None = None,
+    title: str = "decoding",
+    unit: str = "points",
 ) -> AnnData:
-    """Return the result in memory, or, if ``out`` is given, on disk; see :func:`collect` and :func:`stream`."""
+    """Return the result in memory, or, if ``out`` is given, on disk, and show the progress as ``title``.
+
+    See :func:`collect` and :func:`stream`.
+    """
+    tiles = tracked(tiles, title, unit=unit, total=frame.shape[0], size=lambda tile: len(tile.values))
     if out is not None:
         return stream(tiles, frame, out, on_tile, overwrite=overwrite)
     if overwrite:

@@ -16,6 +16,8 @@ from scdecode.files import replacing
 from scdecode.results import write_h5ad
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_DECODED_FORMAT = "%.6g"  # digits of decoded expression, whose error bars are far wider
+_EXACT_FORMAT = "%.9g"  # digits that give the same float32 when they are read again
 
 
 def read_points_file(path: str | Path) -> Any:
@@ -80,7 +82,7 @@ def write_latents(path: str | Path, latents: np.ndarray, adata: AnnData, key: st
         else:
             names = [f"latent_{i}" for i in range(latents.shape[1])]
             table = pd.DataFrame(latents, index=adata.obs_names, columns=names)
-            table.to_csv(temporary, sep=_SEPARATORS[path.suffix])
+            table.to_csv(temporary, sep=_SEPARATORS[path.suffix], float_format=_EXACT_FORMAT)
 
 
 def to_table(expression: AnnData) -> pd.DataFrame:
@@ -116,7 +118,12 @@ def write_frame(path: str | Path, table: pd.DataFrame, *, overwrite: bool = Fals
     path = Path(path)
     check_ending(path, tuple(_SEPARATORS))
     with replacing(path, overwrite=overwrite) as temporary:
-        table.to_csv(temporary, sep=_SEPARATORS[path.suffix], index=not isinstance(table.index, pd.RangeIndex))
+        table.to_csv(
+            temporary,
+            sep=_SEPARATORS[path.suffix],
+            index=not isinstance(table.index, pd.RangeIndex),
+            float_format=_DECODED_FORMAT,
+        )
 
 
 def check_ending(path: Path, endings: Sequence[str]) -> None:

@@ -17,12 +17,12 @@ LITTLE_KL = 0.5
 
 
 @app.command(
-    epilog="Example: `scdecode train cells.h5ad --layer counts --batch-key donor --gene-likelihood nb --out model/`"
+    epilog="Example: scdecode train cells.h5ad --layer counts --batch-key donor --gene-likelihood nb --out model/"
 )
 def train(
     cells: CellsFile,
     out: Annotated[Path, typer.Option(help="Directory to write the model to.", show_default=False)],
-    layer: Annotated[str | None, typer.Option(help="Layer of raw counts. [default: X]")] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer of raw counts.", show_default="X")] = None,
     batch_key: Annotated[str | None, typer.Option(help="Column of obs with the batch.")] = None,
     labels_key: Annotated[str | None, typer.Option(help="Column of obs with a label.")] = None,
     size_factor_key: Annotated[str | None, typer.Option(help="Column of obs with size factors.")] = None,
@@ -37,7 +37,9 @@ def train(
     n_hidden: Annotated[int, typer.Option(help="Units of a hidden layer.")] = 128,
     gene_likelihood: Annotated[str, typer.Option(help="zinb, nb, poisson or normal.")] = "zinb",
     dispersion: Annotated[str, typer.Option(help="gene, gene-batch, gene-label or gene-cell.")] = "gene",
-    max_epochs: Annotated[int | None, typer.Option(help="Passes over the cells. [default: by their number]")] = None,
+    max_epochs: Annotated[
+        int | None, typer.Option(help="Passes over the cells.", show_default="by their number")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Cells in a minibatch.")] = 128,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     early_stopping: Annotated[
@@ -99,7 +101,7 @@ def train(
         raise typer.Exit(130)
 
 
-@app.command(epilog="Example: `scdecode info model/`, or `scdecode info model/ --json | jq .options`")
+@app.command(epilog="Example: scdecode info model/\n\nExample: scdecode info model/ --json")
 def info(
     model: Model,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all genes.")] = False,
@@ -145,8 +147,8 @@ _UNKNOWN = "unknown: files of scvi-tools do not have it; scdecode convert --refe
 
 
 @app.command(
-    epilog="Example: `scdecode convert scvi_model/ model/ --reference cells.h5ad`, or the other way `scdecode convert "
-    "model/ scvi_model/ --to scvi-tools`"
+    epilog="Example: scdecode convert model/ scvi_model/ --to scvi-tools\n\n"
+    "Example: scdecode convert scvi_model/ again/ --reference cells.h5ad"
 )
 def convert(
     source: Annotated[

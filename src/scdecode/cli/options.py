@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +18,9 @@ CellsFile = Annotated[
 ]
 Batch = Annotated[
     list[str] | None,
-    typer.Option("--batch", help="Batch to decode in; repeat to average over several. [default: the training average]"),
+    typer.Option(
+        "--batch", help="Batch to decode in; repeat to average over several.", show_default="the training average"
+    ),
 ]
 Categorical = Annotated[
     list[str] | None,
@@ -29,10 +34,11 @@ Labels = Annotated[list[str] | None, typer.Option("--labels", help="Label, for d
 Quantity = Annotated[str, typer.Option(help="scale, rate, mean or counts.")]
 LibrarySize = Annotated[
     str | None,
-    typer.Option(help="Counts of the decoded cell, or 'observed' for the training median. [default: 10000]"),
+    typer.Option(help="Counts of the decoded cell, or 'observed' for the training median.", show_default="10000"),
 ]
 Genes = Annotated[
-    list[str] | None, typer.Option("--genes", help="Genes to keep, separated by commas; repeatable. [default: all]")
+    list[str] | None,
+    typer.Option("--genes", help="Genes to keep, separated by commas; repeatable.", show_default="all"),
 ]
 Draws = Annotated[int | None, typer.Option("--n-samples", help="Draws for the error bars, or of the counts.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
@@ -109,3 +115,21 @@ def split_commas(values: list[str] | None) -> list[str] | None:
     """Names separated by commas in a repeatable option."""
     names = [name.strip() for value in values or [] for name in value.split(",") if name.strip()]
     return names or None
+
+
+@contextmanager
+def renamed(options: Mapping[str, str]) -> Iterator[None]:
+    """Give the arguments in errors and warnings the names of their options: ``over: ...`` is ``--condition: ...``."""
+
+    def rename(message: Warning | str) -> str:
+        place, colon, rest = str(message).partition(":")
+        return f"{options.get(place, place)}{colon}{rest}"
+
+    show = warnings.showwarning
+    warnings.showwarning = lambda message, *rest, **more: show(rename(message), *rest, **more)
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(rename(str(error))) from error
+    finally:
+        warnings.showwarning = show

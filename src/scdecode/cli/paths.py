@@ -27,9 +27,10 @@ from scdecode.cli.options import (
     check_free,
     check_result,
     conditions,
+    renamed,
     split_commas,
 )
-from scdecode.cli.results import write_decoded, write_whole
+from scdecode.cli.results import write_decoded, write_path
 from scdecode.errors import InputError, listing, unknown_name
 
 _ENDS, _CELLS = "A path between cells", "A path along a pseudotime"
@@ -37,9 +38,9 @@ _CONDITIONS, _OUTPUTS = "The same path in several conditions", "More results"
 
 
 @app.command(
-    epilog="Examples: `scdecode path model/ cells.h5ad --from HSC --to Erythroid --key cell_type --how geodesic "
-    "--out path.h5ad --plot path.png` or `scdecode path model/ cells.h5ad --pseudotime dpt_pseudotime --out trends.csv "
-    "--genes-table genes.csv --heatmap cascade.png`"
+    epilog="Example: scdecode path model/ cells.h5ad --from HSC --to Erythroid --key cell_type --how geodesic "
+    "--out path.h5ad --plot path.png\n\nExample: scdecode path model/ cells.h5ad --pseudotime dpt_pseudotime "
+    "--out trends.csv --genes-table genes.csv --heatmap cascade.png"
 )
 def path(
     model: Model,
@@ -79,11 +80,13 @@ def path(
     ] = None,
     lineage: Annotated[
         list[str] | None,
-        typer.Option("--lineage", help="One of those lineages; repeatable. [default: all]", rich_help_panel=_CELLS),
+        typer.Option(
+            "--lineage", help="One of those lineages; repeatable.", show_default="all", rich_help_panel=_CELLS
+        ),
     ] = None,
     n_points: Annotated[int, typer.Option(help="Points on the path.")] = 100,
-    line: Annotated[
-        bool, typer.Option("--line", help="Decode the bare line, not the cells' spread around it.")
+    no_spread: Annotated[
+        bool, typer.Option("--no-spread", help="Decode the bare line, not the cells' spread around it.")
     ] = False,
     batch: Batch = None,
     categorical: Categorical = None,
@@ -92,7 +95,7 @@ def path(
     quantity: Quantity = "rate",
     library_size: LibrarySize = None,
     genes: Genes = None,
-    over: Annotated[
+    condition: Annotated[
         str | None,
         typer.Option(
             help="The same path in every level of this: batch, labels or a categorical covariate.",
@@ -103,17 +106,20 @@ def path(
         list[str] | None,
         typer.Option(
             "--level",
-            help="One of those levels, the first the baseline; repeatable. [default: all]",
+            help="One of those levels, the first the baseline; repeatable.",
+            show_default="all",
             rich_help_panel=_CONDITIONS,
         ),
     ] = None,
     difference: Annotated[
         Path | None,
-        typer.Option(help="With --over: differences from the first level, .h5ad or .csv.", rich_help_panel=_CONDITIONS),
+        typer.Option(
+            help="With --condition: differences from the first level, .h5ad or .csv.", rich_help_panel=_CONDITIONS
+        ),
     ] = None,
-    also: Annotated[
+    ensemble: Annotated[
         list[Path] | None,
-        typer.Option("--also", help="Another model of the same cells: decoded together; repeatable."),
+        typer.Option("--ensemble", help="Another model of the same cells: decoded together; repeatable."),
     ] = None,
     refit: Annotated[
         Path | None,
@@ -147,11 +153,11 @@ def path(
     """Decode a path: from one category of cells to another, or along a pseudotime."""
     from scdecode import dynamics
     from scdecode import plot as plots
+    from scdecode._utils.progress import notice
     from scdecode.cells import open_anndata
     from scdecode.counterfactual import counterfactual
     from scdecode.ensemble import Ensemble
     from scdecode.opening import load
-    from scdecode.progress import notice
     from scdecode.refitting import refit as refit_trends
     from scdecode.tables import check_ending, write_frame
 
@@ -165,7 +171,7 @@ def path(
         if target is not None:
             check_ending(target, endings)
             check_free(target, overwrite)
-    _check_options(over, levels, difference, (genes_table, heatmap, change), out, quantity)
+    _check_options(condition, levels, difference, (genes_table, heatmap, change), out, quantity)
     opened, adata = load(model), open_anndata(cells)
     asked = conditions(batch, labels, categorical, continuous, library_size)
     ends = {"--from": start, "--to": end, "--through": through, "--key": key}
@@ -173,44 +179,47 @@ def path(
     _check_way(ends, ordered, how)
     if refit is not None and start is not None:
         raise InputError("--refit: it came with --from; the counts of cells tell a trend where each has a pseudotime")
-    if also and (over is not None or refit is not None):
-        raise InputError("--also: several models came with --over or --refit, which take one")
+    if ensemble and (condition is not None or refit is not None):
+        raise InputError("--ensemble: got several models with --condition or --refit, expected one model")
     if key is not None and key not in adata.obs:
         raise InputError(unknown_name("--key", key, [str(name) for name in adata.obs], "columns of obs"))
-    if over is not None and (
-        (over == "batch" and batch) or (over == "labels" and labels) or over in asked["categorical"]
-    ):
-        raise InputError(f"--over: {over!r} came with a value of its own; say which levels by --level")
+    fixed = {"batch": batch, "labels": labels, **asked["categorical"]}
+    if condition is not None and fixed.get(condition):
+        raise InputError(f"--condition: got {condition!r} with a value of its own; say which levels by --level")
     searching = notice("searching the geodesic ...") if how == "geodesic" else nullcontext()
     places = [name for name in (start, *(through or []), end) if name is not None]
 
     def make(one: Any) -> Any:
         """The path in the latent space of a model."""
         if key is not None and places:
-            return _between(one, adata, places, key, n_points, how, line, asked)
-        return _along(one, adata, pseudotime, weights, lineages, lineage, n_points, line)
+            return _between(one, adata, places, key, n_points, how, not no_spread, asked)
+        return _along(one, adata, pseudotime, weights, lineages, lineage, n_points, not no_spread)
 
-    models = [opened, *(load(other) for other in also or [])]
+    models = [opened, *(load(other) for other in ensemble or [])]
     with searching:
         paths = [make(one) for one in models]
     made = paths[0]
-    whole, where = (Ensemble(models), paths) if also else (opened, made)
+    whole, where = (Ensemble(models), paths) if ensemble else (opened, made)
     for name in ("length", "straight_length", "ratio"):
         if name in made.report and how == "geodesic":
             typer.echo(f"{name.replace('_', ' ')}: {made.report[name]:.4g}")
     chosen = split_commas(genes)
     options = {"quantity": quantity, "n_samples": n_samples, "max_conditions": max_conditions, "seed": seed, **asked}
-    if over is not None:
-        options.pop(over, None)
-        compared = counterfactual(opened, made, over, levels=levels, genes=chosen, device=device, **options)
+    if condition is not None:
+        options.pop(condition, None)
+        with renamed({"over": "--condition", "levels": "--level"}):
+            compared = counterfactual(opened, made, condition, levels=levels, genes=chosen, device=device, **options)
         expression = compared.expression
-        write_whole(expression, out, overwrite=overwrite)
+        write_path(expression, out, overwrite=overwrite)
         if difference is not None:
-            write_whole(compared.difference, difference, overwrite=overwrite)
+            write_path(compared.difference, difference, overwrite=overwrite)
     else:
-        expression = write_decoded(
-            whole, where, out, overwrite=overwrite, n_points=len(made), genes=chosen, device=device, **options
-        )
+        options_of_decode = {"genes": chosen, "device": device, **options}
+        if out.suffix in (".h5ad", ".zarr") or quantity == "counts":
+            expression = write_decoded(whole, where, out, overwrite=overwrite, **options_of_decode)
+        else:
+            expression = whole.decode(where, **options_of_decode)
+            write_path(expression, out, overwrite=overwrite)
     table = None
     if genes_table is not None or heatmap is not None or change is not None:
         with notice("what each gene does along the path ..."):
@@ -223,7 +232,7 @@ def path(
             times, shares = _ordered(adata, pseudotime, weights, lineages, lineage)
             options = {name: value for name, value in options.items() if name not in ("n_samples", "max_conditions")}
             refitted = refit_trends(opened, made, adata, pseudotime=times, weights=shares, genes=chosen, **options)
-            write_whole(refitted, refit, overwrite=overwrite)
+            write_path(refitted, refit, overwrite=overwrite)
     shown = chosen or plots.most_changing(expression, 6)
     if plot is not None:
         behind = {} if start is not None else _observed(opened, adata, pseudotime, weights, lineages, lineage)
@@ -296,25 +305,28 @@ def _observed(
 
 
 def _check_options(
-    over: Any, levels: Any, difference: Any, of_genes: tuple[Any, ...], out: Path, quantity: str
+    condition: Any, levels: Any, difference: Any, of_genes: tuple[Any, ...], out: Path, quantity: str
 ) -> None:
     """Raise :class:`InputError` for options that do not go together."""
-    if quantity == "counts" and (over is not None or any(option is not None for option in of_genes)):
+    if quantity == "counts" and (condition is not None or any(option is not None for option in of_genes)):
         raise InputError(
-            "--quantity: counts came with --over, --genes-table, --heatmap or --change, which are of means"
+            "--quantity: got counts with --condition, --genes-table, --heatmap or --change; expected rate, scale or "
+            "mean"
         )
-    if over is None:
+    if condition is None:
         for option, value in (("--level", levels), ("--difference", difference)):
             if value:
-                raise InputError(f"{option}: it came without --over, which says what is to change; pass --over batch")
+                raise InputError(f"{option}: got it without --condition; pass what changes, such as --condition batch")
     else:
         if any(option is not None for option in of_genes):
             raise InputError(
-                "--over: it came with --genes-table, --heatmap or --change, which are of one condition; run them with "
+                "--condition: got it with --genes-table, --heatmap or --change, which show one condition; run these by "
                 "--batch or --categorical, once for each condition"
             )
         if out.suffix == ".zarr":
-            raise InputError(f"--out: {out} came with --over; a name that ends in .h5ad, .csv or .tsv was expected")
+            raise InputError(
+                f"--out: got {str(out)!r} with --condition, expected a name that ends in .h5ad, .csv or .tsv"
+            )
 
 
 def _check_way(ends: dict[str, Any], ordered: dict[str, Any], how: str) -> None:
@@ -345,7 +357,7 @@ def _check_way(ends: dict[str, Any], ordered: dict[str, Any], how: str) -> None:
 
 
 def _between(
-    model: Any, adata: Any, names: list[str], key: str, n_points: int, how: str, line: bool, asked: dict[str, Any]
+    model: Any, adata: Any, names: list[str], key: str, n_points: int, how: str, spread: bool, asked: dict[str, Any]
 ) -> Any:
     from scdecode.trajectory import Trajectory
 
@@ -358,7 +370,7 @@ def _between(
     normal = model.config.latent_distribution == "normal"
     encode = model.posterior if normal else model.get_latent_representation
     places = [encode(adata[category == name]) for name in names]
-    return Trajectory.through(model, places, n_points, how, spread=not line, **asked)
+    return Trajectory.through(model, places, n_points, how, spread=spread, **asked)
 
 
 def _along(
@@ -369,7 +381,7 @@ def _along(
     source: str | None,
     lineage: list[str] | None,
     n_points: int,
-    line: bool,
+    spread: bool,
 ) -> Any:
     from scdecode.trajectory import Trajectory
 
@@ -381,5 +393,5 @@ def _along(
         weights=weights,
         lineages=lineage,
         n_points=n_points,
-        spread=not line,
+        spread=spread,
     )

@@ -35,7 +35,7 @@ from scdecode.cli.options import (
 from scdecode.cli.results import write_decoded
 
 
-@app.command(epilog="Example: `scdecode encode model/ cells.h5ad --out latent.npy`")
+@app.command(epilog="Example: scdecode encode model/ cells.h5ad --out latent.npy")
 def encode(
     model: Model,
     cells: CellsFile,
@@ -60,7 +60,7 @@ def encode(
 
 
 @app.command(
-    epilog="Example: `scdecode decode model/ points.npy --batch donor_1 --library-size 10000 --out expression.h5ad`"
+    epilog="Example: scdecode decode model/ latent.npy --batch donor_1 --library-size 10000 --out expression.h5ad"
 )
 def decode(
     model: Model,
@@ -106,7 +106,7 @@ def decode(
     )
 
 
-@app.command(epilog='Example: `scdecode generate model/ --n 1000 --labels "B cell" --batch donor_1 --out cells.h5ad`')
+@app.command(epilog="Example: scdecode generate model/ --n 1000 --batch donor_1 --out generated.h5ad")
 def generate(
     model: Model,
     n: Annotated[int, typer.Option("--n", help="Number of cells.", show_default=False)],
@@ -114,18 +114,20 @@ def generate(
     labels: Annotated[
         list[str] | None,
         typer.Option(
-            "--labels", help="Label of the cells; repeat for several, as frequent as they are. [default: all]"
+            "--labels", help="Label of the cells; repeat for several, as frequent as they are.", show_default="all"
         ),
     ] = None,
     batch: Annotated[
         list[str] | None,
-        typer.Option("--batch", help="Batch of the cells; repeat for several, as frequent as they are. [default: all]"),
+        typer.Option(
+            "--batch", help="Batch of the cells; repeat for several, as frequent as they are.", show_default="all"
+        ),
     ] = None,
     categorical: Categorical = None,
     library_size: Annotated[
         str | None,
         typer.Option(
-            help="Counts of a cell, or 'observed' for the training median. [default: those of training cells]"
+            help="Counts of a cell, or 'observed' for the training median.", show_default="those of training cells"
         ),
     ] = None,
     genes: Genes = None,
@@ -135,37 +137,34 @@ def generate(
 ) -> None:
     """Generate cells of a label in a batch: counts of cells that could have been among the training cells."""
     from scdecode.opening import load
-    from scdecode.progress import counting_progress
     from scdecode.tables import write_table
 
     check_result(out, overwrite)
     sizes = library_size if library_size in (None, "observed") else read_number("--library-size", library_size)
     streamed = out if out.suffix in (".h5ad", ".zarr") else None
     opened = load(model)
-    with counting_progress("generating", n, enabled=True) as add:
-        cells = opened.generate(
-            n,
-            labels=one_or_several(labels),
-            batch=one_or_several(batch),
-            categorical=read_pairs("--categorical", categorical),
-            library_size=sizes,
-            genes=split_commas(genes),
-            device=device,
-            seed=seed,
-            out=streamed,
-            overwrite=overwrite and streamed is not None,
-            on_tile=add,
-        )
+    cells = opened.generate(
+        n,
+        labels=one_or_several(labels),
+        batch=one_or_several(batch),
+        categorical=read_pairs("--categorical", categorical),
+        library_size=sizes,
+        genes=split_commas(genes),
+        device=device,
+        seed=seed,
+        out=streamed,
+        overwrite=overwrite and streamed is not None,
+    )
     if streamed is None:
         write_table(out, cells, overwrite=overwrite)
     n_from = json.loads(cells.uns["scdecode"]["generated"])["n_reference_cells"]
     typer.echo(f"{out}: {cells.n_obs:,} cells x {cells.n_vars:,} genes, counts, from {n_from:,} reference cells")
 
 
-@app.command(epilog="Example: `scdecode demo --out demo/`")
+@app.command(epilog="Example: scdecode demo --out demo/")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("demo"),
-    max_epochs: Annotated[int | None, typer.Option(help="Passes over the cells. [default: 400]")] = None,
+    max_epochs: Annotated[int | None, typer.Option(help="Passes over the cells.", show_default="400")] = None,
     overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:

@@ -14,3 +14,8 @@ from scdecode.dynamics.genes import gene_dynamics
 from scdecode.dynamics.values import trend_table
 
 __all__ = ["Comparison", "cascade", "compare", "gene_dynamics", "trend_table"]
+
+
+def __dir__() -> list[str]:
+    """Return the public names, for tab completion."""
+    return list(__all__)

@@ -26,3 +26,8 @@ __all__ = [
     "path_length",
     "sensitivity",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the public names, for tab completion."""
+    return list(__all__)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from scdecode._utils.progress import notice
 from scdecode.kernels import adam_loops, decode_loops, likelihood_loops, sparse_loops
 from scdecode.kernels.small_layers import ConditionedLinear, Draw, normal_relu_dropout
-from scdecode.progress import notice
 
 
 def compile_all() -> None:
     """Compile the loops for the types that training gives them, and say so where it takes long."""
-    with notice("scdecode: compiling the fast loops for this machine, once: some 15 seconds; they are kept on disk"):
+    text = "scdecode: compiling the fast loops for this machine, once: some 15 seconds; they are kept on disk"
+    with notice(text, after=4.0):  # to fetch them from there takes a second or two
         for index in (np.int32, np.int64):  # of the counts; scipy takes the wider one for very many
             _run(index)
         _run_small()

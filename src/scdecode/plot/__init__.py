@@ -35,3 +35,8 @@ __all__ = [
     "save",
     "trends",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the public names, for tab completion."""
+    return list(__all__)
