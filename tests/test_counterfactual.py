@@ -67,7 +67,7 @@ def test_expression_is_that_of_each_condition(full_model, path, kind):
         for column in alone.obs:
             assert rows.obs[column].tolist() == alone.obs[column].tolist(), column
         np.testing.assert_array_equal(rows.obsm["latent"], path.points)
-        np.testing.assert_array_equal(rows.obsm["latent_spread"], path.spread)
+        np.testing.assert_array_equal(rows.obsm["latent_covariance"].reshape(path.spread.shape), path.spread)
 
 
 @pytest.mark.parametrize("baseline", [None, "batch_2"])

@@ -95,7 +95,7 @@ def test_what_the_result_says(ensemble, models, paths):
     assert found.obs["supported"].tolist() == (support <= 99).all(axis=0).tolist()
     for i, path in enumerate(paths):
         np.testing.assert_array_equal(found.obsm[f"latent_{i}"], path.points)
-        np.testing.assert_array_equal(found.obsm[f"latent_spread_{i}"], path.spread)
+        np.testing.assert_array_equal(found.obsm[f"latent_covariance_{i}"].reshape(path.spread.shape), path.spread)
     assert found.uns["scdecode"]["models"] == 3
     assert found.uns["scdecode"]["time_name"] == "pseudotime"
     assert set(found.obs["batch"]) == {"batch_1"}

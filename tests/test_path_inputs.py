@@ -208,7 +208,7 @@ def test_values_of_a_distribution():
 
 
 def test_by_lineage():
-    time = np.arange(6.0)
+    time = np.arange(6.0) / 4
     assert by_lineage("weights", None) == {}
     for values in (time, list(time), pd.Series(time, index=list("abcdef"), name="t"), torch.tensor(time)):
         (name, found), *others = by_lineage("pseudotime", values).items()
@@ -225,7 +225,7 @@ def test_by_lineage():
         assert list(found) == names
         np.testing.assert_array_equal(np.stack(list(found.values()), axis=1), two)
     for place in ("pseudotime", "weights"):
-        np.testing.assert_array_equal(by_lineage(place, pd.Series([1, None, 2], dtype=object))[None], [1, np.nan, 2])
+        np.testing.assert_array_equal(by_lineage(place, pd.Series([1, None, 0], dtype=object))[None], [1, np.nan, 0])
         np.testing.assert_array_equal(by_lineage(place, pd.array([1, None], dtype="Float64"))[None], [1, np.nan])
         masked = np.ma.masked_array([1.0, 9.0], mask=[0, 1])
         np.testing.assert_array_equal(by_lineage(place, masked)[None], [1, np.nan])
@@ -256,7 +256,7 @@ def test_weights_by_name():
 
 def test_series_in_a_mapping_keep_their_order_and_must_share_it():
     a = pd.Series([1.0, 2.0, 3.0], index=["z", "y", "x"])
-    found = by_lineage("weights", {"a": a, "b": a + 1, "c": pd.Series([7.0, 8, 9]), "d": [4, 5, 6]})
+    found = by_lineage("pseudotime", {"a": a, "b": a + 1, "c": pd.Series([7.0, 8, 9]), "d": [4, 5, 6]})
     assert [column.tolist() for column in found.values()] == [[1, 2, 3], [2, 3, 4], [7, 8, 9], [4, 5, 6]]
     z = np.zeros((3, K), dtype=np.float32)
     for other, said in ((a[::-1], "another order"), (a.rename({"x": "w"}), "other names than the cells have")):
@@ -268,7 +268,7 @@ def test_series_in_a_mapping_keep_their_order_and_must_share_it():
 
 
 def test_cells_in_order():
-    time = np.arange(6.0)
+    time = np.arange(6.0) / 4
     cells = read_ordered(Normal(torch.tensor(np.ones((6, K))), 0.5), time, pd.DataFrame({"a": time, "b": 1.0}))
     assert cells.lineages == ("a", "b")
     np.testing.assert_array_equal(cells.variance_nk, np.full((6, K), 0.25))

@@ -76,7 +76,7 @@ def test_it_is_frozen_and_small_in_print(model, ends):
         ({"time": np.array([0, 1, np.nan, 2, 3])}, "time: it must increase"),
         ({"time": np.array([0, 1, 2, 3, np.inf])}, "time: it must increase"),
         ({"spread": np.zeros((5, K))}, r"spread: shape \(5, 4\) came, covariances \(5, 4, 4\) were expected"),
-        ({"lineages": ("a",)}, r"lineages: \('a',\) came for points of shape \(5, 4\)"),
+        ({"lineages": ("a", "b")}, r"lineages: \['a', 'b'\] came for 1 paths"),
         ({"points": np.zeros((2, 5, K)), "time": np.arange(10.0).reshape(2, 5)}, "lineages: None came"),
         (
             {"points": np.zeros((2, 5, K)), "time": np.arange(10.0).reshape(2, 5), "lineages": ("a", "a")},
@@ -156,7 +156,7 @@ def test_points_in_a_row_that_are_the_same(model):
         (line(), {"time": [0, 1, 2, 4, 3]}, "time: it must increase"),
         (line(), {"time": [0, 1, np.nan, 4, 5]}, "time: it must increase"),
         (line(), {"time": [0, 1]}, r"time: shape \(2,\) came, one number a point, \(5,\)"),
-        (line(), {"lineages": ["only"]}, r"lineages: \['only'\] came for one path"),
+        (line(), {"lineages": ["a", "b"]}, r"lineages: \['a', 'b'\] came for one path"),
         (np.stack([line()] * 2), {"lineages": ["a"]}, r"lineages: \['a'\] came for 2 paths"),
         (line(), {"spread": np.ones(3)}, r"spread: shape \(3,\) came"),
         (line(), {"batches": "a"}, "did you mean 'batch'"),
@@ -806,7 +806,7 @@ def test_one_of_several(three):
             np.testing.assert_array_equal(path.points, three.points[i])
             np.testing.assert_array_equal(path.time, three.time[i])
             np.testing.assert_array_equal(path.spread, three.spread[i])
-            assert path.lineages is None
+            assert path.lineages == (name,)
             assert path.origin.endswith(f", {name}")
             assert path.conditions["batch"].tolist() == [f"batch_{i + 1}"] * 5
             np.testing.assert_array_equal(path.conditions["continuous"]["age"], np.arange(5) + 5.0 * i)

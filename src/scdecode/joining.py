@@ -9,11 +9,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 
+from scdecode._utils.levels import Category
 from scdecode._utils.names import NamedNormal
-from scdecode.errors import InputError, PointsError, SupportWarning, warn
+from scdecode.errors import InputError, PointsError, SupportWarning, unknown_name, warn
 from scdecode.geometry import geodesic
 from scdecode.model import SCVI
 from scdecode.paths.graph import CellGraph, make_cell_graph, track_through
@@ -57,6 +59,44 @@ def read_places(model: SCVI, places: Sequence[Any], names: Sequence[str]) -> lis
                 + ("" if len(read[i]) == len(read[i + 1]) == 1 else " (sets of cells stand for their mean)")
             )
     return read
+
+
+def cells_of_groups(model: SCVI, adata: AnnData, groups: Sequence[Any], key: str, names: Sequence[str]) -> list[Any]:
+    """The posterior of the cells of each group, as places that a path goes through.
+
+    Parameters
+    ----------
+    model
+        The model that encodes the cells.
+    adata
+        The cells.
+    groups
+        A category each, or a list of categories that are one place.
+    key
+        Column of ``obs`` with the categories.
+    names
+        What messages call each place.
+
+    Raises
+    ------
+    InputError
+        For a column that is not there, and categories that no cell has.
+    """
+    if key not in adata.obs:
+        raise InputError(unknown_name("key", key, map(str, adata.obs), "columns of adata.obs"))
+    column = adata.obs[key].astype("category").cat.remove_unused_categories()
+    known = Category.of(str(key), column.cat.categories.to_numpy())
+    # the normal posterior of a logistic normal is that of z before its softmax, and no latent point
+    normal = model.config.latent_distribution == "normal"
+    encode = model.posterior if normal else model.get_latent_representation
+    places = []
+    for name, group in zip(names, groups, strict=True):
+        parts = list(group) if isinstance(group, list | tuple | set | frozenset | np.ndarray | pd.Index) else [group]
+        if not parts:
+            raise InputError(f"{name}: got no category, at least one of obs[{key!r}] was expected")
+        codes = known.encode(parts, name, f"categories of obs[{key!r}]")
+        places.append(encode(adata[np.isin(column.cat.codes, codes)]))
+    return places
 
 
 def join(

@@ -13,8 +13,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,9 @@ from anndata import AnnData
 
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import Values
-from scdecode.errors import InputError, listing, unknown_name
+from scdecode.errors import InputError, PointsError, listing, unknown_name
+from scdecode.path_inputs import by_lineage, cell_numbers, check_all_names, column_names, lineage_names, named_alike
+from scdecode.points import as_numpy
 
 __all__ = [
     "ALL",
@@ -67,10 +69,10 @@ class Lineage:
 @checked
 def read_lineages(
     adata: AnnData,
-    source: str = "auto",
+    source: Any = "auto",
     *,
-    pseudotime: str | None = None,
-    weights: str | None = None,
+    pseudotime: Values = None,
+    weights: Values = None,
     lineages: Values = None,
 ) -> dict[str, Lineage]:
     """Read what a trajectory tool left in an AnnData.
@@ -82,12 +84,17 @@ def read_lineages(
     source
         ``"palantir"``, ``"cellrank"``, ``"slingshot"``, ``"dpt"``, ``"paga"`` or ``"scvelo"``: the module's text says
         what each leaves where. ``"auto"``: the one that is there. Fate probabilities of CellRank count before
-        pseudotimes without lineages, with which they are combined; PAGA is read where ``lineages`` names pairs.
+        pseudotimes without lineages, with which they are combined; PAGA is read where ``lineages`` names pairs. Or
+        the fitted object of a tool that leaves nothing in the AnnData: pyslingshot's ``Slingshot``, Palantir's
+        ``PResults``.
     pseudotime
-        A numeric column of ``obs`` to order cells by: the user's own, or one of several for CellRank and PAGA.
+        A numeric column of ``obs`` to order cells by: the user's own, or one of several for CellRank and PAGA. Or the
+        numbers themselves, ``(n,)``, or ``(n, lineages)`` if each lineage has its own. Cells whose pseudotime is NaN
+        or infinite are outside of the lineage.
     weights
         Lineages for it: a numeric or boolean column of ``obs``, one lineage of that name; a categorical one, a lineage
-        for each category; or an entry of ``obsm``, a lineage for each of its columns.
+        for each category; or an entry of ``obsm``, a lineage for each of its columns. Or the values themselves, such
+        as a DataFrame or CellRank's ``Lineage``. Whole numbers above one are refused, as they may be clusters.
     lineages
         The names of those wanted, in that order; by default all. For PAGA: a pair ``(first group, last group)``,
         several, or a mapping from names to pairs or to lists of groups.
@@ -104,25 +111,81 @@ def read_lineages(
     """
     if not isinstance(adata, AnnData):
         raise InputError(f"adata: {type(adata).__name__} came, an AnnData was expected")
+    groups = _has_groups(lineages)
+    if not isinstance(source, str):
+        found = _fitted(adata, source, pseudotime, weights)
+    else:
+        source = "paga" if source == "auto" and groups and weights is None else source
+        found = _named(adata, source, pseudotime, weights, lineages)
+    if groups and source != "paga":
+        raise InputError("lineages: got groups, which are for PAGA, names of lineages were expected")
+    if lineages is not None and source != "paga":
+        wanted = [lineages] if isinstance(lineages, str) else [str(name) for name in lineages]
+        for name in wanted:
+            if name not in found:
+                raise InputError(unknown_name("lineages", name, found, "lineages"))
+        found = {name: found[name] for name in wanted}
+    if not found:
+        raise InputError("lineages: got an empty list, names of lineages were expected; leave it out for all of them")
+    return {name: _checked(lineage, found) for name, lineage in found.items()}
+
+
+def read_columns(adata: AnnData, pseudotime: Any, weights: Any = None) -> dict[str, Lineage]:
+    """Lineages of a pseudotime and of weights, each the name of a column or the values themselves.
+
+    The one of all cells is called :data:`ALL`.
+
+    Parameters
+    ----------
+    adata, pseudotime, weights
+        As for :func:`read_lineages`, but for ``pseudotime``, which is needed.
+
+    Raises
+    ------
+    InputError, PointsError, ConditionError
+        For columns that are not there, what are no numbers, other cells.
+    """
+    if pseudotime is None:
+        raise InputError(f"pseudotime: got None, a column of obs or numbers were expected. {_inventory(adata)}")
+    found = _from_columns(adata, pseudotime, weights)
+    return {name: _checked(lineage, found) for name, lineage in found.items()}
+
+
+def _named(adata: AnnData, source: str, pseudotime: Any, weights: Any, lineages: Any) -> dict[str, Lineage]:
+    """Lineages of the columns that the user names, or that a tool gives its own names."""
     if source != "auto" and source not in _READERS:
         raise InputError(unknown_name("source", source, ["auto", *_READERS], "sources"))
-    if weights is not None or (source == "auto" and pseudotime is not None and not _has_groups(lineages)):
+    if weights is not None or (source == "auto" and pseudotime is not None):
         if source != "auto":
-            raise InputError(f"weights: {weights!r} came, but source={source!r} has its own; leave one of them out")
+            raise InputError(f"weights: they came, but source={source!r} has its own; leave one of them out")
         fates = weights is None and any(name in adata.obsm for name in _CELLRANK_FATES)
         # a pseudotime alone beside CellRank's fates says which of several orders its lineages
-        found = _cellrank(adata, pseudotime, None) if fates else _from_columns(adata, pseudotime, weights)
-    else:
-        if source == "auto":
-            source = "paga" if _has_groups(lineages) else _only_source(adata)
-        found = _READERS[source](adata, pseudotime, lineages)
-    if lineages is None or source == "paga":
-        return found
-    wanted = [lineages] if isinstance(lineages, str) else list(lineages)
-    for name in wanted:
-        if name not in found:
-            raise InputError(unknown_name("lineages", name, found, "lineages"))
-    return {name: found[name] for name in wanted}
+        return _cellrank(adata, pseudotime, None) if fates else _from_columns(adata, pseudotime, weights)
+    if source == "auto":
+        source = _only_source(adata)
+    if pseudotime is not None and not isinstance(pseudotime, str):
+        raise InputError(
+            f"pseudotime: got {type(pseudotime).__name__} for source={source!r}, the name of a column of obs was "
+            "expected; put the values into adata.obs"
+        )
+    return _READERS[source](adata, pseudotime, lineages)
+
+
+def _fitted(adata: AnnData, source: Any, pseudotime: Any, weights: Any) -> dict[str, Lineage]:
+    """Lineages of an object that a tool returned, told by its attributes."""
+    if pseudotime is not None or weights is not None:
+        raise InputError("pseudotime, weights: they came beside a fitted object, which has its own; leave them out")
+    if hasattr(source, "curves") and hasattr(source, "cell_weights"):  # pyslingshot.Slingshot
+        if source.curves is None or source.cell_weights is None:
+            raise InputError("source: got a Slingshot object without curves; fit it first: slingshot.fit()")
+        times = {f"lineage_{i + 1}": curve.pseudotimes_interp for i, curve in enumerate(source.curves)}
+        return _combined(adata, times, np.asarray(source.cell_weights), "slingshot_pseudotime", "slingshot")
+    if hasattr(source, "pseudotime") and hasattr(source, "branch_probs"):  # palantir.presults.PResults
+        return _combined(adata, source.pseudotime, source.branch_probs, _PALANTIR_TIME, "palantir")
+    raise InputError(
+        f"source: got {type(source).__name__}; one of {listing(['auto', *_READERS])}, a fitted pyslingshot.Slingshot "
+        "or a PResults of Palantir was expected"
+    )
 
 
 def _has_groups(lineages: Any) -> bool:
@@ -131,7 +194,9 @@ def _has_groups(lineages: Any) -> bool:
         return True
     if lineages is None or isinstance(lineages, str):
         return False
-    return any(not isinstance(name, str) for name in lineages)
+    if not isinstance(lineages, Iterable):
+        raise InputError(f"lineages: got {type(lineages).__name__}, names of lineages were expected")
+    return any(isinstance(name, list | tuple) for name in lineages)
 
 
 def _only_source(adata: AnnData) -> str:
@@ -168,47 +233,74 @@ def _time(adata: AnnData, column: str, place: str = "pseudotime") -> np.ndarray:
     if column not in adata.obs:
         raise InputError(f"{unknown_name(place, column, adata.obs.columns, 'columns of obs')}. {_inventory(adata)}")
     values = adata.obs[column]
-    if not pd.api.types.is_numeric_dtype(values):
-        raise InputError(f"{place}: obs[{column!r}] holds {values.dtype}, numbers were expected. {_inventory(adata)}")
-    time = values.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
-    time[~np.isfinite(time)] = np.nan  # dpt has infinity for cells that it did not reach
-    return time
+    try:
+        time = cell_numbers(place, values)
+    except PointsError as error:
+        raise InputError(
+            f"{place}: obs[{column!r}] holds {values.dtype}, numbers were expected ({error}). {_inventory(adata)}"
+        ) from error
+    return _finite(time)
+
+
+def _finite(time_n: np.ndarray) -> np.ndarray:
+    """Infinity is NaN: dpt has it for cells that it did not reach."""
+    return np.where(np.isfinite(time_n), time_n, np.nan)
 
 
 def _lineage(name: str, time_n: np.ndarray, weight_n: Any, time_name: str, source: str) -> Lineage:
-    weight = np.array(weight_n, dtype=np.float64)
+    """A lineage as it was found; :func:`_checked` is for those that are wanted."""
+    return Lineage(str(name), time_n, np.asarray(weight_n, dtype=np.float64), time_name, source)
+
+
+def _checked(lineage: Lineage, found: Mapping[str, Lineage]) -> Lineage:
+    """A lineage without its cells that have no pseudotime or no weight.
+
+    Raises
+    ------
+    InputError
+        For negative or infinite weights, and a lineage without cells.
+    """
+    name, weight = lineage.name, lineage.weight_n.copy()
     if (weight < 0).any() or np.isinf(weight).any():
         bad = ((weight < 0) | np.isinf(weight)).sum()
         raise InputError(f"weights: {bad:,} of {len(weight):,} of lineage {name!r} are negative or infinite")
-    weight[np.isnan(weight) | np.isnan(time_n)] = 0.0
+    weight[np.isnan(weight) | np.isnan(lineage.pseudotime_n)] = 0.0
     if not weight.any():
+        others = [other for other in found if other != name]
+        remedy = f"lineages={listing(others)}" if others else "lineages="
         raise InputError(
-            f"lineage {name!r}: no cell has both a weight above zero and a finite {time_name!r}; leave it out by "
-            "lineages=, or take another pseudotime"
+            f"lineage {name!r}: no cell has both a weight above zero and a finite {lineage.time_name!r}; leave it out "
+            f"by {remedy}, or take another pseudotime"
         )
-    return Lineage(str(name), np.where(weight > 0, time_n, np.nan), weight, time_name, source)
+    return replace(lineage, pseudotime_n=np.where(weight > 0, lineage.pseudotime_n, np.nan), weight_n=weight)
 
 
 def _by_columns(adata: AnnData, table_nl: Any, names: Sequence[Any], time_name: str, source: str) -> dict[str, Lineage]:
     """A lineage for each column of weights."""
     time = _time(adata, time_name)
-    columns = np.asarray(table_nl, dtype=np.float64)
-    repeated = pd.Index([str(name) for name in names])
-    if repeated.has_duplicates:
-        raise InputError(f"lineages: the names {listing(repeated)} repeat; names that differ were expected")
-    return {
-        str(name): _lineage(str(name), time, column, time_name, source)
-        for name, column in zip(names, columns.T, strict=True)
-    }
+    columns = by_lineage("weights", pd.DataFrame(np.asarray(table_nl), columns=_distinct(names)))
+    return {str(name): _lineage(str(name), time, column, time_name, source) for name, column in columns.items()}
+
+
+def _distinct(names: Sequence[Any]) -> list[str]:
+    """Names of columns as strings.
+
+    Raises
+    ------
+    InputError
+        For names that repeat.
+    """
+    found = pd.Index([str(name) for name in names])
+    if found.has_duplicates:
+        raise InputError(f"lineages: the names {listing(found)} repeat; names that differ were expected")
+    return list(found)
 
 
 def _table(adata: AnnData, key: str, place: str, named: Sequence[Sequence[Any]]) -> tuple[Any, list[str]]:
     """Columns of an entry of obsm, with their names: its own, the first offered that are as many, or numbers."""
     table = adata.obsm[key]
-    if isinstance(table, pd.DataFrame):
-        return table.to_numpy(dtype=np.float64), [str(name) for name in table.columns]
-    own = getattr(table, "names", None)  # CellRank's Lineage, as long as it was not written and read
-    array = np.asarray(table.todense() if hasattr(table, "todense") else table, dtype=np.float64)
+    own = column_names(table)  # of a DataFrame; of CellRank's Lineage, as long as it was not written and read
+    array = as_numpy(table)
     if array.ndim != 2:
         raise InputError(f"{place}: obsm[{key!r}] has shape {array.shape}, one column a lineage was expected")
     for names in (own, *named):
@@ -221,26 +313,60 @@ def _one(adata: AnnData, column: str, source: str) -> dict[str, Lineage]:
     return {ALL: _lineage(ALL, _time(adata, column), np.ones(adata.n_obs), column, source)}
 
 
-def _from_columns(adata: AnnData, pseudotime: str | None, weights: str | None) -> dict[str, Lineage]:
-    time_name = pseudotime if pseudotime is not None else _only_time(adata)
-    if weights is None:
-        return _one(adata, time_name, "columns")
-    if weights in adata.obs and weights in adata.obsm:
-        raise InputError(f"weights: {weights!r} is both in obs and in obsm; rename one of them")
-    if weights in adata.obsm:
-        table, names = _table(adata, weights, "weights", _known_names(adata, weights))
-        return _by_columns(adata, table, names, time_name, "columns")
-    if weights not in adata.obs:
+def _from_columns(adata: AnnData, pseudotime: Any, weights: Any) -> dict[str, Lineage]:
+    """Lineages of a pseudotime and of weights, named by the user or given."""
+    if pseudotime is None:
+        pseudotime = _only_time(adata)
+    if isinstance(pseudotime, str) and pseudotime not in adata.obsm:
+        times, time_name = pd.Series(_time(adata, pseudotime), adata.obs_names), pseudotime
+    else:
+        times = adata.obsm[pseudotime] if isinstance(pseudotime, str) else pseudotime
+        time_name = pseudotime if isinstance(pseudotime, str) else str(getattr(times, "name", None) or "pseudotime")
+    name = ALL
+    if isinstance(weights, str):
+        name, weights = weights, column_of(adata, weights, "weights")
+    return _combined(adata, times, weights, time_name, "columns", name)
+
+
+def column_of(adata: AnnData, name: str, place: str) -> Any:
+    """A column of ``obs``, its strings as categories, or an entry of ``obsm`` with the names of its columns.
+
+    Raises
+    ------
+    InputError
+        For a name that is not there, or is in both.
+    """
+    if name in adata.obs and name in adata.obsm:
+        raise InputError(f"{place}: {name!r} is both in obs and in obsm; rename one of them")
+    if name in adata.obsm:
+        table, names = _table(adata, name, place, _known_names(adata, name))
+        return pd.DataFrame(table, columns=_distinct(names), index=adata.obs_names)
+    if name not in adata.obs:
         known = [*adata.obs.columns, *adata.obsm]
-        raise InputError(f"{unknown_name('weights', weights, known, 'entries of obs and obsm')}. {_inventory(adata)}")
-    values = adata.obs[weights]
-    if pd.api.types.is_bool_dtype(values) or pd.api.types.is_numeric_dtype(values):
-        column = values.to_numpy(dtype=np.float64, na_value=np.nan)
-        return {weights: _lineage(weights, _time(adata, time_name), column, time_name, "columns")}
-    groups = values.astype("category")
-    names = [name for name in groups.cat.categories if (groups == name).any()]
-    table = np.stack([(groups == name).to_numpy(dtype=np.float64, na_value=0.0) for name in names], axis=1)
-    return _by_columns(adata, table, names, time_name, "columns")
+        raise InputError(f"{unknown_name(place, name, known, 'entries of obs and obsm')}. {_inventory(adata)}")
+    values = adata.obs[name]
+    is_text = pd.api.types.infer_dtype(values, skipna=True) == "string"
+    return values.astype("category") if is_text else values
+
+
+def _combined(
+    adata: AnnData, pseudotime: Any, weights: Any, time_name: str, source: str, name: str = ALL
+) -> dict[str, Lineage]:
+    """Lineages of numbers of each cell; ``name`` is that of the only one, where neither has one."""
+    check_all_names({"pseudotime": pseudotime, "weights": weights}, adata.obs_names, "cells")
+    times, shares = by_lineage("pseudotime", pseudotime), by_lineage("weights", weights)
+    times, shares = named_alike(times, pseudotime, shares, weights)
+    for place, found in (("pseudotime", times), ("weights", shares)):
+        for column in found.values():
+            if np.shape(column) != (adata.n_obs,):
+                raise InputError(f"{place}: got shape {np.shape(column)}, one value a cell, ({adata.n_obs},), expected")
+    made = {}
+    for lineage in lineage_names(times, shares) or (None,):
+        time = times[lineage if lineage in times else None]
+        share = shares.get(lineage, shares.get(None))
+        own = name if lineage is None else lineage
+        made[own] = _lineage(own, _finite(time), np.ones(adata.n_obs) if share is None else share, time_name, source)
+    return made
 
 
 def _only_time(adata: AnnData, place: str = "pseudotime") -> str:
@@ -288,7 +414,7 @@ def _slingshot(adata: AnnData, pseudotime: str | None, lineages: Any) -> dict[st
         time = _time(adata, column)
         own = [f"{start}{sign}{number}" for start in _SLINGSHOT_WEIGHTS for sign in ("_", ".", "")]
         weight = next((entry for entry in own if entry in adata.obs), None)
-        weights = np.ones(adata.n_obs) if weight is None else adata.obs[weight].to_numpy(dtype=np.float64)
+        weights = np.ones(adata.n_obs) if weight is None else cell_numbers("weights", adata.obs[weight])
         found[name] = _lineage(name, time, weights, column, "slingshot")
     if not found:
         raise InputError(f"source: no column of obs is named like 'slingshot_pseudotime_1'. {_inventory(adata)}")

@@ -86,10 +86,7 @@ def read_ordered(z: Any, pseudotime: Any, weights: Any) -> Ordered:
     cells = read_points(z, width_of(z, "z"))
     check_all_names({"pseudotime": pseudotime, "weights": weights}, cells.own_names, "cells")
     times, shares = by_lineage("pseudotime", pseudotime), by_lineage("weights", weights)
-    if _has_names(weights):  # of two, one with names of its own and one without
-        times = _named_as(times, pseudotime, shares)
-    if _has_names(pseudotime):
-        shares = _named_as(shares, weights, times)
+    times, shares = named_alike(times, pseudotime, shares, weights)
     return Ordered(cells.z_nk.numpy(), variances_of(cells.spread), times, shares, lineage_names(times, shares))
 
 
@@ -113,14 +110,15 @@ def check_all_names(given: Mapping[str, Any], names: pd.Index, kind: str) -> Non
 def by_lineage(place: str, values: Any) -> dict[str | None, Any]:
     """Numbers of each cell, by lineage; None is the name of those of all.
 
-    Weights may be the name of each cell's lineage, where every one that is not missing is a name and no number.
+    Weights may be the name of each cell's lineage: a categorical column, or strings that are not numbers. The columns
+    of a table have names if it is a DataFrame, a mapping, or an array with ``names``, as CellRank's ``Lineage``.
 
     Raises
     ------
     PointsError
         For what are no numbers, and Series of other cells.
     InputError
-        For another shape, and names that repeat.
+        For another shape, names that repeat, and weights that may be numbers of clusters.
     """
     if values is None:
         return {}
@@ -130,28 +128,92 @@ def by_lineage(place: str, values: Any) -> dict[str | None, Any]:
         return _unique(place, [(str(name), values.iloc[:, i]) for i, name in enumerate(values)])
     names = _lineage_of_each(place, values) if place == "weights" else None
     if names is not None:
-        return {str(name): (names == name).astype(float) for name in pd.unique(names[~pd.isna(names)])}
-    array = _numbers(place, values)
+        known = set(names) - {None}
+        order = [str(name) for name in values.dtype.categories] if _categorical(values) is not None else names
+        return {name: (names == name).astype(float) for name in dict.fromkeys(order) if name in known}
+    array = cell_numbers(place, values)
     if array.ndim == 2 and array.shape[1]:
-        return {f"lineage_{i + 1}": array[:, i] for i in range(array.shape[1])}
+        own = column_names(values) or [f"lineage_{i + 1}" for i in range(array.shape[1])]
+        return _unique(place, list(zip(own, array.T, strict=True)))
     if array.ndim != 1:
         raise InputError(f"{place}: shape {array.shape} came, one a cell, (n,) or (n, lineages), was expected")
     return {None: array}
 
 
-def _numbers(place: str, values: Any) -> np.ndarray:
-    return read_array(values, place, strings=False).astype(np.float64)
+def column_names(values: Any) -> list[str] | None:
+    """The names that the columns of a table have, if any: of a DataFrame, or of CellRank's ``Lineage``."""
+    if isinstance(values, pd.DataFrame):
+        return [str(name) for name in values.columns]
+    names = getattr(values, "names", None)
+    if names is None or isinstance(names, str) or np.ndim(values) != 2 or len(names) != np.shape(values)[1]:
+        return None
+    return [str(name) for name in names]
+
+
+def cell_numbers(place: str, values: Any) -> np.ndarray:
+    """Pseudotimes or weights as float64; categories that are numbers, or text of numbers, count as these.
+
+    Raises
+    ------
+    PointsError
+        For what are no numbers.
+    InputError
+        For weights that may be numbers of clusters.
+    """
+    category = _categorical(values)
+    if category is not None:
+        try:
+            levels = category.categories.to_numpy().astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise PointsError(
+                f"{place}: got categories {listing(category.categories, 5)} that are no array of numbers, numbers were "
+                "expected; if they are ordered, pass their positions: series.cat.codes"
+            ) from error
+        array = np.append(levels, np.nan)[category.codes]
+    else:
+        array = read_array(values, place, strings=False).astype(np.float64)
+    if place.startswith("weights"):
+        _check_no_clusters(place, array)
+    return array
+
+
+def _check_no_clusters(place: str, array: np.ndarray) -> None:
+    """Raise :class:`InputError` for whole numbers above one: 0 would be left out, and 2 would count twice as 1."""
+    for column in array.reshape(len(array), -1).T if array.ndim else []:
+        known = column[np.isfinite(column)]
+        if len(known) and known.max() > max(1, known.min()) and (known == np.round(known)).all():
+            raise InputError(
+                f"{place}: got whole numbers up to {known.max():g}, which may be the numbers of clusters or weights; "
+                "for a lineage of each cluster pass them as categories, pd.Categorical(values) or "
+                "series.astype('category'); for weights divide them by their maximum"
+            )
+
+
+def _categorical(values: Any) -> pd.Categorical | None:
+    """Categories with their codes, of whatever holds them."""
+    if not isinstance(getattr(values, "dtype", None), pd.CategoricalDtype):
+        return None
+    category = pd.Categorical(values)
+    if set(category.categories) <= {"True", "False"}:  # flags that a file has as text
+        category = category.rename_categories({name: name == "True" for name in category.categories})
+    return category
 
 
 def _unique(place: str, columns: list[tuple[str, Any]]) -> dict[str | None, Any]:
     names = [name for name, _ in columns]
     if not names or len(set(names)) < len(names):
         raise InputError(f"{place}: the lineages {listing(names)} came; names that differ were expected")
-    return {name: _numbers(f"{place}[{name!r}]", column) for name, column in columns}
+    return {name: cell_numbers(f"{place}[{name!r}]", column) for name, column in columns}
 
 
 def _lineage_of_each(place: str, values: Any) -> np.ndarray | None:
     """The name of each cell's lineage, None where it has none; None for what are numbers."""
+    category = _categorical(values)
+    if category is not None:
+        levels = category.categories
+        if pd.api.types.is_bool_dtype(levels) or _is_fractional(levels):
+            return None
+        return np.array([*levels.astype(str), None], dtype=object)[category.codes]
     if isinstance(values, list | tuple):
         array = np.empty(len(values), dtype=object)  # numpy would make a name of NaN among names
         array[:] = values
@@ -168,9 +230,17 @@ def _lineage_of_each(place: str, values: Any) -> np.ndarray | None:
     if odd:
         raise PointsError(
             f"{place}: strings came of which {listing(odd, 3)} are no names; numbers were expected, or the name of "
-            "each cell's lineage, such as 'cluster_1'"
+            "each cell's lineage, such as 'cluster_1'; of clusters with numbers pass pd.Categorical(values)"
         )
     return array
+
+
+def _is_fractional(levels: pd.Index) -> bool:
+    """Whether categories are numbers between whole ones, which are weights and no names."""
+    if not pd.api.types.is_numeric_dtype(levels):
+        return False
+    numbers = levels.to_numpy(dtype=np.float64)
+    return bool((numbers != np.round(numbers)).any())
 
 
 def _is_number(name: str) -> bool:
@@ -191,7 +261,18 @@ def _names_or_numbers(values: Any) -> np.ndarray:
 
 
 def _has_names(values: Any) -> bool:
-    return isinstance(values, pd.DataFrame | Mapping)
+    return isinstance(values, Mapping) or column_names(values) is not None
+
+
+def named_alike(
+    times: dict[str | None, Any], pseudotime: Any, shares: dict[str | None, Any], weights: Any
+) -> tuple[dict[str | None, Any], dict[str | None, Any]]:
+    """Pseudotimes and weights by lineage; if only one of them came with names, the other takes them in order."""
+    if _has_names(weights):
+        times = _named_as(times, pseudotime, shares)
+    if _has_names(pseudotime):
+        shares = _named_as(shares, weights, times)
+    return times, shares
 
 
 def _named_as(found: dict[str | None, Any], values: Any, named: Mapping[str | None, Any]) -> dict[str | None, Any]:

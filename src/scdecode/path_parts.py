@@ -111,9 +111,9 @@ def read_paths(
         raise PointsError(
             f"points: shape {(*read.shape, k)} came, (n, k) or (lineages, n, k) was expected, n at least 2"
         )
-    if len(read.shape) == 1 and lineages is not None:
+    if len(read.shape) == 1 and lineages is not None and len(lineages) != 1:
         raise PointsError(
-            f"lineages: {list(lineages)} came for one path, (n, k); several, (lineages, n, k), have names"
+            f"lineages: {list(lineages)} came for one path, (n, k), which has one name; several are (lineages, n, k)"
         )
     if len(read.shape) == 2 and lineages is None:
         lineages = tuple(f"path_{i + 1}" for i in range(read.shape[0]))
@@ -170,12 +170,13 @@ def _stacked(
 def _kept(path: Any, lineages: Any) -> dict[str, Any]:
     """What a path has, of all its lineages or of those named."""
     names = getattr(path, "lineages", None)
+    several = np.ndim(path.points) == 3
     kept = {
         **{key: None if (value := getattr(path, key)) is None else as_numpy(value) for key in _AXES},
         "conditions": dict(getattr(path, "conditions", None) or {}),
     }
     lineages = _read_names(lineages)
-    if names is not None and lineages is not None:
+    if names is not None and lineages is not None and several:
         at = _chosen(lineages, [str(name) for name in names])
         kept = {key: part_of(value, at, len(names)) for key, value in kept.items()}
     return {**kept, "lineages": names if lineages is None else lineages}

@@ -102,7 +102,7 @@ class Points:
     factors: Tensor | None  # to multiply noise with: (n, k, k) or (n, k)
     time: np.ndarray | None  # (n,) where along a path each point is
     time_name: str | None  # what the time is: "share of the path", "pseudotime"
-    lineage: np.ndarray | None  # (n,) names, where there are several paths
+    lineage: np.ndarray | None  # (n,) names of the paths, if they have names
     simplex: bool  # whether points are non-negative and sum to one, and draws around them too
 
     def __len__(self) -> int:
@@ -232,12 +232,12 @@ def _read_time(time: Any, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _read_lineages(names: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The name of the path that each point is on, where there are several paths."""
+    """The name of the path that each point is on, if it has one."""
     if names is None:
         return None
-    if len(shape) != 2 or len(names) != shape[0]:
+    if len(shape) not in (1, 2) or len(names) != (shape[0] if len(shape) == 2 else 1):
         raise PointsError(f"lineages: {len(names)} names came for points of shape {shape}, one a path was expected")
-    return np.repeat(np.asarray(names, dtype=object), shape[1])
+    return np.repeat(np.asarray(names, dtype=object), shape[-1])
 
 
 def _representation(adata: AnnData, use_rep: str | None) -> Any:

@@ -22,6 +22,10 @@ from scdecode.points import KnownPath, Points
 from scdecode.schema import Schema
 from scdecode.support import FAR
 
+_DEVIATIONS, _COVARIANCES = "latent_spread", "latent_covariance"
+"""Entries of obsm: standard deviations, ``(n, k)``, and covariances, ``(n, k * k)``; in results of before, both have
+the name of the first, and covariances are ``(n, k, k)``."""
+
 _WORDS = {
     "rate": "expected counts, before zero inflation",
     "mean": "expected counts, after zero inflation",
@@ -152,7 +156,9 @@ def make_frame(
     obs = pd.DataFrame(columns, index=names_of_rows)  # at once: a column added later costs as much as all of them
     obsm = {"latent": points.z_nk.numpy()}
     if points.spread is not None:
-        obsm["latent_spread"] = points.spread
+        # of two axes under a name of its own: anndata joins results by the columns of what has the same name
+        flat = points.spread.reshape(len(points.spread), -1)
+        obsm[_DEVIATIONS if points.spread.ndim == 2 else _COVARIANCES] = flat
     is_counts = request.quantity == "counts"
     told_by = [name for name in columns if name not in ("support", "supported")]
     rows = {"columns": told_by, "digests": _row_digests(obs, obsm, told_by)}
@@ -265,8 +271,11 @@ def decode_arguments(adata: AnnData) -> dict[str, Any]:
     arguments = {key: _restore(value, obs) for key, value in arguments.items()}
     shape = tuple(int(n) for n in made["shape"]) if whole else (len(obs),)
     points = arrays["latent"].reshape(*shape, -1)
-    if "latent_spread" in arrays:
-        arguments["spread"] = arrays["latent_spread"].reshape(*shape, *arrays["latent_spread"].shape[1:])
+    k = arrays["latent"].shape[1]
+    if _COVARIANCES in arrays:
+        arguments["spread"] = arrays[_COVARIANCES].reshape(*shape, k, k)
+    elif _DEVIATIONS in arrays:
+        arguments["spread"] = arrays[_DEVIATIONS].reshape(*shape, *arrays[_DEVIATIONS].shape[1:])
     if "time" not in obs:
         return {"points": points, **arguments}
     lineages = tuple(dict.fromkeys(obs["lineage"].astype(str))) if whole and "lineage" in obs else None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,27 +11,108 @@ import pandas as pd
 from anndata import AnnData
 
 from scdecode._utils.checks import checked
-from scdecode._utils.checks.kinds import NamesLike, Neighbours, NumbersLike, PerPoint, PointsOfPath, SpreadLike, Values
+from scdecode._utils.checks.kinds import (
+    ColumnName,
+    NamesLike,
+    Neighbours,
+    NumbersLike,
+    PerPoint,
+    PointsOfPath,
+    SpreadLike,
+    Values,
+)
+from scdecode._utils.forms import or_as
 from scdecode.errors import InputError, PointsError, SupportWarning, unknown_name, warn
-from scdecode.joining import WAYS, around_points, join, medoid, posterior_of, read_places
-from scdecode.lineages import read_lineages
+from scdecode.joining import WAYS, around_points, cells_of_groups, join, medoid, posterior_of, read_places
+from scdecode.latent_path import SHARE, LatentPath
+from scdecode.lineages import ALL, Lineage, read_columns, read_lineages
 from scdecode.model import SCVI
-from scdecode.path_inputs import check_conditions, part_of, read_conditions, read_ordered, shared_conditions, values_of
+from scdecode.path_inputs import check_conditions, read_conditions, read_ordered, values_of
 from scdecode.path_parts import WithSpread, check_waypoints, read_parts
 from scdecode.paths.curves import fit_curve
 from scdecode.paths.flows import FieldLike, integrate
-from scdecode.paths.tube import moments, shares
+from scdecode.paths.tube import shares
 from scdecode.points import PlacesLike, PointsLike, read_array
 
 __all__ = ["SHARE", "WAYS", "Trajectory", "medoid"]
 
-SHARE = "share of the path"
-"""What the time of a path is that was not made of times: from 0 to 1."""
+
+@checked
+def _between_groups(
+    cls: Any,
+    model: SCVI,
+    adata: AnnData,
+    start: Values,
+    end: Values,
+    n_points: PointsOfPath = 100,
+    how: str = "linear",
+    *,
+    key: ColumnName,
+    **options: Any,
+) -> Trajectory:
+    places = cells_of_groups(model, adata, (start, end), key, ("start", "end"))
+    return cls.between(model, *places, n_points, how, **options)
 
 
 @checked
-@dataclass(frozen=True, eq=False)
-class Trajectory:
+def _through_groups(
+    cls: Any,
+    model: SCVI,
+    adata: AnnData,
+    waypoints: Values,
+    n_points: PointsOfPath = 100,
+    how: str = "linear",
+    *,
+    key: ColumnName,
+    **options: Any,
+) -> Trajectory:
+    if not isinstance(waypoints, list | tuple | np.ndarray | pd.Index | pd.Series):
+        raise PointsError(f"waypoints: got {waypoints!r}, a list of categories of obs[{key!r}] was expected")
+    names = [f"waypoints[{i}]" for i in range(len(waypoints))]
+    return cls.through(model, cells_of_groups(model, adata, list(waypoints), key, names), n_points, how, **options)
+
+
+@checked
+def _along_columns(
+    cls: Any, model: SCVI, adata: AnnData, pseudotime: Values, weights: Values = None, **options: Any
+) -> Trajectory:
+    return _along(cls, model, adata, read_columns(adata, pseudotime, weights), options)
+
+
+def _along(
+    cls: type[Trajectory], model: SCVI, adata: AnnData, found: Mapping[str, Lineage], options: dict[str, Any]
+) -> Trajectory:
+    """Lineages as paths; a single one as a single path, with the name that it has."""
+    times = {lineage.time_name for lineage in found.values()}
+    made = cls.along_pseudotime(
+        posterior_of(model, adata),
+        pd.DataFrame({name: lineage.pseudotime_n for name, lineage in found.items()}),
+        pd.DataFrame({name: lineage.weight_n for name, lineage in found.items()}),
+        # slingshot has a column for each lineage
+        **{"time_name": times.pop() if len(times) == 1 else "pseudotime", **options},
+    )
+    if len(found) > 1:
+        return made
+    (one,) = made
+    return replace(one, lineages=None, origin=made.origin) if one.lineages == (ALL,) else one
+
+
+def _is_model(first: Any = None, *_: Any, model: Any = None, **__: Any) -> bool:
+    return isinstance(model if first is None else first, SCVI)
+
+
+def _is_named(place: Any) -> bool:
+    """Whether a place is named, and no point: a string, or a list of them."""
+    return isinstance(place, str) or (isinstance(place, list | tuple) and any(isinstance(one, str) for one in place))
+
+
+def _has_cells(_model: Any = None, second: Any = None, third: Any = None, *_: Any, **named: Any) -> bool:
+    """Whether the cells come before the names of their groups: an AnnData may be a place itself."""
+    cells = named.get("adata", second)
+    return isinstance(cells, AnnData) and ("adata" in named or "key" in named or _is_named(third))
+
+
+class Trajectory(LatentPath):
     """Points along a path, in order, with the spread of the cells around each; ``model.decode`` takes it as it is.
 
     Cells do not lie on the line through a trajectory but all around it, and the decoder is not linear: what it says of
@@ -39,52 +120,8 @@ class Trajectory:
     tube: it carries the covariance of the cells around each point, and decoding averages over it.
 
     Make one by :meth:`from_points`, :meth:`between`, :meth:`through`, :meth:`along_pseudotime`, :meth:`from_lineages`
-    or :meth:`flow`.
+    or :meth:`flow`. Select lineages and points by ``paths["name"]`` and ``path[10:50]``.
     """
-
-    points: np.ndarray
-    """Where the path runs: ``(n, k)``, or ``(lineages, n, k)`` for several of as many points each; float32."""
-    time: np.ndarray
-    """The time of each point, increasing, ``(n,)`` or ``(lineages, n)``: a share of the length, or a pseudotime."""
-    spread: np.ndarray | None = None
-    """Covariance of the cells around each point, ``(..., n, k, k)`` float32: of their means, and their mean posterior
-    variance. None: a bare line."""
-    conditions: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of decode that hold where none are given there: ``batch``, ``labels``, ``categorical``,
-    ``continuous``, ``library_size``; names or numbers, or arrays of one a point."""
-    origin: str = "points"
-    """How it was made, in words."""
-    time_name: str = SHARE
-    """What the time is."""
-    lineages: tuple[str, ...] | None = None
-    """Names of the paths, where there are several."""
-    report: Mapping[str, Any] = field(default_factory=dict)
-    """What the making of it told: of a geodesic ``length``, ``straight_length``, ``ratio``, ``energy``,
-    ``converged``; of a curve the ``bandwidth``."""
-
-    def __post_init__(self) -> None:
-        """Check that shapes fit; that time goes on."""
-        shape = self.points.shape
-        if self.points.ndim not in (2, 3) or shape[-2] < 2:
-            raise PointsError(
-                f"points: shape {shape} came, (n, k) or (lineages, n, k) was expected, with n of at least 2"
-            )
-        if self.time.shape != shape[:-1]:
-            raise PointsError(f"time: shape {self.time.shape} came, one number a point, {shape[:-1]}, was expected")
-        if not (np.isfinite(self.time).all() and (np.diff(self.time, axis=-1) > 0).all()):
-            raise PointsError("time: it must increase from point to point, without NaN; sort the points by their time")
-        if self.spread is not None and self.spread.shape != (*shape, shape[-1]):
-            raise PointsError(
-                f"spread: shape {self.spread.shape} came, covariances {(*shape, shape[-1])} were expected"
-            )
-        if (self.lineages is None) != (self.points.ndim == 2):
-            raise PointsError(
-                f"lineages: {self.lineages!r} came for points of shape {shape}; a name a path was expected"
-            )
-        if self.lineages is not None and (len(self.lineages) != shape[0] or len(set(self.lineages)) < shape[0]):
-            raise PointsError(f"lineages: {list(self.lineages)} came for {shape[0]} paths; a name each was expected")
-
-    # -- making one ------------------------------------------------------------------------------------------------
 
     @classmethod
     @checked
@@ -131,7 +168,7 @@ class Trajectory:
         simplex = model is not None and model.config.latent_distribution == "ln"
         find = model is not None and isinstance(spread, bool | np.bool_) and bool(spread)
         own = read_parts(points, k, time, False if find else spread, lineages, conditions, simplex=simplex)
-        z, times, around, several = own.points, own.time, own.spread, own.lineages is not None
+        z, times, around, several = own.points, own.time, own.spread, own.points.ndim == 3
         if times is None:
             times = np.stack([shares(path) for path in z]) if several else shares(z)
         if around is None and model is not None and spread is not False:
@@ -148,6 +185,7 @@ class Trajectory:
         )
 
     @classmethod
+    @or_as(_between_groups, _has_cells)
     @checked
     def between(
         cls,
@@ -163,13 +201,17 @@ class Trajectory:
     ) -> Trajectory:
         """A path from one place of the latent space to another.
 
+        With an AnnData in the second place, ``start`` and ``end`` are categories of a column of its ``obs``:
+        ``between(model, adata, "HSC", "Ery", key="cell_type", n_points=100, how="linear", ...)``.
+
         Parameters
         ----------
         model
             Whose latent space it is.
         start, end
             A point, ``(k,)``; a set of cells, ``(m, k)``; or their posterior, ``model.posterior(adata[...])``, which
-            knows how far each cell scatters, too.
+            knows how far each cell scatters, too. Of categories the posterior of all their cells is taken; a list of
+            categories is one set of cells.
         n_points
             Points on the path, both ends included.
         how
@@ -196,10 +238,16 @@ class Trajectory:
             For another ``how``, fewer than two points, or a model without reference cells where they are needed.
         ConditionError
             For a condition that changes along a geodesic.
+
+        Examples
+        --------
+        >>> path = sd.Trajectory.between(model, z[0], z[7])  # doctest: +SKIP
+        >>> path = sd.Trajectory.between(model, adata, "HSC", "Ery", key="cell_type")  # doctest: +SKIP
         """
         return cls.through(model, (start, end), n_points, how, spread=spread, n_neighbours=n_neighbours, **conditions)
 
     @classmethod
+    @or_as(_through_groups, _has_cells)
     @checked
     def through(
         cls,
@@ -213,6 +261,9 @@ class Trajectory:
         **conditions: PerPoint,
     ) -> Trajectory:
         """A path through several places, in order.
+
+        With an AnnData in the second place, the waypoints are categories of a column of its ``obs``:
+        ``through(model, adata, ["HSC", "MEP", "Ery"], key="cell_type")``.
 
         Parameters
         ----------
@@ -247,6 +298,7 @@ class Trajectory:
         )
 
     @classmethod
+    @or_as(_along_columns, _is_model)
     @checked
     def along_pseudotime(
         cls,
@@ -262,6 +314,10 @@ class Trajectory:
     ) -> Trajectory:
         """A smooth curve through cells that are ordered by a pseudotime, with the spread of the cells around it.
 
+        With a model in the first place, pseudotime and weights may be names of columns:
+        ``along_pseudotime(model, adata, "dpt_pseudotime", weights="leiden", ...)``. Cells whose pseudotime is NaN or
+        infinite are then outside of the lineage, as for :meth:`from_lineages`.
+
         Parameters
         ----------
         z
@@ -269,11 +325,13 @@ class Trajectory:
             Of points alone the spread lacks the posterior variance of each cell, and is too small.
         pseudotime
             Of each cell, ``(n,)``; ``(n, lineages)`` where each lineage has its own, without names in the order of the
-            weights' columns; any scale. Cells without (NaN, masked) must have weight zero.
+            weights' columns; any scale. Categories that are numbers count as these. Cells without (NaN, masked) must
+            have weight zero.
         weights
             How far each cell belongs to the lineage: lineage weights, fate probabilities, or a mask, ``(n,)``;
-            a DataFrame ``(n, lineages)`` for several lineages, which its columns name; or the name of each cell's
-            lineage. By default all alike.
+            a DataFrame ``(n, lineages)`` for several lineages, which its columns name, or CellRank's ``Lineage``; or
+            the name of each cell's lineage, as categories or strings. By default all alike. Whole numbers above one
+            are refused, as they may be clusters: pass these as categories.
         n_points
             Points, evenly spaced in pseudotime.
         bandwidth
@@ -290,6 +348,12 @@ class Trajectory:
         PointsError, InputError
             For cells without a pseudotime, weights that are negative or sum to zero, a constant pseudotime, lengths
             that do not fit, too few cells; or (ConditionError) cells that a Series has in another order than ``z``.
+
+        Examples
+        --------
+        >>> time = adata.obs["dpt_pseudotime"]  # doctest: +SKIP
+        >>> path = sd.Trajectory.along_pseudotime(model.posterior(adata), time)  # doctest: +SKIP
+        >>> path = sd.Trajectory.along_pseudotime(model, adata, "dpt_pseudotime")  # doctest: +SKIP
         """
         cells = read_ordered(z, pseudotime, weights)
         if cells.variance_nk is None and spread:
@@ -307,6 +371,7 @@ class Trajectory:
                 cells.variance_nk,
                 n_points=n_points,
                 bandwidth=bandwidth,
+                lineage=lineage,
             )
             for lineage in cells.lineages or (None,)
         ]
@@ -331,11 +396,11 @@ class Trajectory:
         cls,
         model: SCVI,
         adata: AnnData,
-        source: str = "auto",
+        source: Any = "auto",
         *,
-        pseudotime: str | None = None,
-        weights: str | None = None,
-        lineages: NamesLike | None = None,
+        pseudotime: Values = None,
+        weights: Values = None,
+        lineages: Values = None,
         n_points: PointsOfPath = 100,
         **options: Any,
     ) -> Trajectory:
@@ -352,23 +417,23 @@ class Trajectory:
         n_points, **options
             As for :meth:`along_pseudotime`.
 
+        Returns
+        -------
+        Trajectory
+            Points ``(lineages, n, k)``; of a single lineage ``(n, k)``, with its name where it has one.
+
         Raises
         ------
         InputError
             Where nothing is there, or several things, and ``source`` does not say which.
+
+        Examples
+        --------
+        >>> paths = sd.Trajectory.from_lineages(model, adata, "palantir", lineages=["Ery", "DC"])  # doctest: +SKIP
+        >>> paths = sd.Trajectory.from_lineages(model, adata, slingshot)  # doctest: +SKIP
         """
         found = read_lineages(adata, source, pseudotime=pseudotime, weights=weights, lineages=lineages)
-        z = posterior_of(model, adata)
-        names = {lineage.time_name for lineage in found.values()}
-        name = names.pop() if len(names) == 1 else "pseudotime"  # slingshot has a column for each lineage
-        made = cls.along_pseudotime(
-            z,
-            pd.DataFrame({name: lineage.pseudotime_n for name, lineage in found.items()}),
-            pd.DataFrame({name: lineage.weight_n for name, lineage in found.items()}),
-            n_points=n_points,
-            **{"time_name": name, **options},
-        )
-        return made if len(found) > 1 else made[0]
+        return _along(cls, model, adata, found, {"n_points": n_points, **options})
 
     @classmethod
     @checked
@@ -433,63 +498,3 @@ class Trajectory:
             **conditions,
         )
         return replace(made, origin=f"flow of {len(paths):,} points over {len(times)} times")
-
-    # -- using one -------------------------------------------------------------------------------------------------
-
-    def __len__(self) -> int:
-        """Points, of all lineages."""
-        return int(np.prod(self.points.shape[:-1]))
-
-    def __repr__(self) -> str:
-        """One line, as the arrays are long."""
-        several = "" if self.lineages is None else f", {len(self.lineages)} lineages"
-        return f"Trajectory: {self.origin}{several}, {'with' if self.spread is not None else 'without'} spread"
-
-    def __getitem__(self, lineage: str | int) -> Trajectory:
-        """One of several lineages, by name or number."""
-        if self.lineages is None:
-            raise InputError(f"lineage: {lineage!r} came, but this is a single path; its points are path.points")
-        if isinstance(lineage, str) and lineage not in self.lineages:
-            raise InputError(unknown_name("lineage", lineage, self.lineages, "lineages"))
-        at = self.lineages.index(lineage) if isinstance(lineage, str) else range(len(self.lineages))[lineage]
-        return replace(
-            self,
-            points=self.points[at],
-            time=self.time[at],
-            spread=None if self.spread is None else self.spread[at],
-            conditions=part_of(self.conditions, at, len(self.lineages)),
-            lineages=None,
-            origin=f"{self.origin}, {self.lineages[at]}",
-            report=part_of(self.report, at, len(self.lineages)),
-        )
-
-    def __iter__(self) -> Iterator[Trajectory]:
-        """The lineages, one by one; of a single path that path."""
-        return iter([self]) if self.lineages is None else (self[name] for name in self.lineages)
-
-    def pooled(self) -> Trajectory:
-        """Several paths of the same times as one: their mean, and as spread their covariance and their mean spread.
-
-        Raises
-        ------
-        PointsError
-            For a single path, or paths of other times.
-        """
-        if self.lineages is None or len(self.lineages) < 2:
-            raise PointsError("pooled: a single path came, several lineages were expected")
-        if not np.allclose(self.time, self.time[0]):
-            raise PointsError("pooled: the lineages have other times; paths of the same times were expected")
-        n, k = len(self.lineages), self.points.shape[-1]
-        if n <= k and self.spread is None:
-            message = f"pooled: {n} paths came, more than {k} tell a covariance of full rank; the spread is too small"
-            warn(message, SupportWarning)
-        mean, spread = moments(self.points, self.spread)
-        return replace(
-            self,
-            points=mean.astype(np.float32),
-            time=self.time[0],
-            spread=spread.astype(np.float32),
-            conditions=shared_conditions(self.conditions),
-            lineages=None,
-            origin=f"{self.origin}, pooled",
-        )

@@ -146,7 +146,7 @@ class ParameterMap:
             As :meth:`read`; for a single point, or several lineages or paths, which are no one line.
         """
         lineages = getattr(points, "lineages", None)
-        if lineages is not None:
+        if lineages is not None and np.ndim(points.points) == 3:
             raise PointsError(f"{place}: {len(lineages)} lineages came, one was expected: path[{lineages[0]!r}]")
         shape = read_points(points, self.n_latent, simplex=self.simplex, spread=False).shape
         if len(shape) > 1:

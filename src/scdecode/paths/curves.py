@@ -61,6 +61,7 @@ def fit_curve(
     n_points: int = 100,
     bandwidth: float | None = None,
     at: Any = None,
+    lineage: str | None = None,
 ) -> Curve:
     """Fit the curve of cells' latents along a pseudotime, and the spread around it.
 
@@ -84,6 +85,8 @@ def fit_curve(
         one by which left-out cells are most likely.
     at
         The times of the points instead, increasing, within those of the cells.
+    lineage
+        Name of the lineage, for messages; by default none.
 
     Warns
     -----
@@ -100,7 +103,8 @@ def fit_curve(
     check_integer("n_points", n_points, minimum=2)
     if bandwidth is not None:
         check_number("bandwidth", bandwidth, 0.0, open_minimum=True)
-    cells = _read(z_nk, time_n, weights_n, variance_nk)
+    of = "" if lineage is None else f" of lineage {lineage!r}"
+    cells = _read(z_nk, time_n, weights_n, variance_nk, of)
     time = _times(cells, n_points) if at is None else _asked(at, cells)
     bins = binned(cells)
     width = best_width(bins) if bandwidth is None else bandwidth / cells.range
@@ -114,7 +118,7 @@ def fit_curve(
     units = cells.first + cells.range * time
     # rounding, where weights are tiny, may leave it below zero or above the number of cells, which it cannot be
     n_effective = np.clip(np.nan_to_num(lines.n_effective_p, nan=0.0), 0.0, len(cells.time_n))
-    _warn_of_few(units, n_effective, spread.shape[1])
+    _warn_of_few(units, n_effective, spread.shape[1], of)
     return Curve(
         time_n=units,
         points_nk=(lines.value_pk + cells.mean_k).astype(np.float32),
@@ -124,35 +128,36 @@ def fit_curve(
     )
 
 
-def _read(z_nk: Any, time_n: Any, weights_n: Any, variance_nk: Any) -> Cells:
+def _read(z_nk: Any, time_n: Any, weights_n: Any, variance_nk: Any, of: str) -> Cells:
     z = read_array(z_nk, "z").astype(np.float64)
     if z.ndim != 2 or z.shape[1] < 1:
         raise PointsError(f"z: shape {z.shape} came, latents (cells, k) were expected")
     n = len(z)
-    time = _column("pseudotime", time_n, n)
-    weight = np.ones(n) if weights_n is None else _column("weights", weights_n, n)
+    time = _column(f"pseudotime{of}", time_n, n)
+    weight = np.ones(n) if weights_n is None else _column(f"weights{of}", weights_n, n)
     bad = ~np.isfinite(weight) | (weight < 0)
     if bad.any():
         raise PointsError(
-            f"weights: {bad.sum():,} of {n:,} are negative, NaN or infinite; numbers from 0 were expected, 0 for "
+            f"weights{of}: {bad.sum():,} of {n:,} are negative, NaN or infinite; numbers from 0 were expected, 0 for "
             "cells outside of the lineage"
         )
     used = weight > 0
     if not used.any():
         raise PointsError(
-            f"weights: all {n:,} are zero; a lineage of at least {N_FOLDS} cells was expected"
+            f"weights{of}: all {n:,} are zero; a lineage of at least {N_FOLDS} cells was expected"
             if n
             else "z: no cells came"
         )
     lost = used & ~np.isfinite(time)
     if lost.any():
         raise PointsError(
-            f"pseudotime: {lost.sum():,} of {n:,} cells have a NaN or infinite pseudotime; leave such cells out by a "
-            "mask, or by weights_n of zero: those of other lineages, or what dpt did not reach"
+            f"pseudotime{of}: {lost.sum():,} of {n:,} cells have a NaN or infinite pseudotime; leave such cells out by "
+            "a mask, or by weights_n of zero: those of other lineages, or what dpt did not reach"
         )
     if used.sum() < N_FOLDS:
         raise PointsError(
-            f"pseudotime: {used.sum()} cells came, at least {N_FOLDS} of a weight above zero were expected"
+            f"pseudotime{of}: {used.sum()} cells came, at least {N_FOLDS} of a weight above zero were expected; leave "
+            "the lineage out, or take more of its cells"
         )
     variance = None
     if variance_nk is not None:
@@ -167,7 +172,7 @@ def _read(z_nk: Any, time_n: Any, weights_n: Any, variance_nk: Any) -> Cells:
     if alike < N_FOLDS - 1e-9:
         heavy = int((weight >= 0.5).sum())
         raise PointsError(
-            f"weights: {heavy} of {len(weight):,} cells have nearly all of the weight, so that all count as "
+            f"weights{of}: {heavy} of {len(weight):,} cells have nearly all of the weight, so that all count as "
             f"{alike:.1f} cells of one weight, and a curve needs {N_FOLDS}; weights that differ less were expected, "
             "such as fate probabilities, or more cells of this lineage"
         )
@@ -176,7 +181,7 @@ def _read(z_nk: Any, time_n: Any, weights_n: Any, variance_nk: Any) -> Cells:
     first, extent = float(time.min()), float(np.ptp(time))
     if not extent > 1e-12 * max(abs(first), abs(first + extent)):
         raise PointsError(
-            f"pseudotime: all {len(z):,} cells have the same pseudotime, {first:g}; a curve needs two or more"
+            f"pseudotime{of}: all {len(z):,} cells have the same pseudotime, {first:g}; a curve needs two or more"
         )
     mean = weight @ z / weight.sum()
     return Cells(z - mean, (time - first) / extent, weight, variance, mean, first, extent)
@@ -214,11 +219,11 @@ def _asked(at: Any, cells: Cells) -> Floats:
     return share
 
 
-def _warn_of_few(time_n: Floats, n_effective_n: Floats, k: int) -> None:
+def _warn_of_few(time_n: Floats, n_effective_n: Floats, k: int, of: str) -> None:
     few = np.flatnonzero(n_effective_n < k + 1)
     if len(few):
         warn(
-            f"pseudotime: the curve has fewer than {k + 1} effective cells, as its mean takes, at {len(few):,} of "
+            f"pseudotime{of}: the curve has fewer than {k + 1} effective cells, as its mean takes, at {len(few):,} of "
             f"{len(time_n):,} points (times {_stretches(time_n, few)}), {n_effective_n.min():.1f} at the least; do not "
             "rely on it there, or pass a larger bandwidth",
             SupportWarning,

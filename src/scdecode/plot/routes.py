@@ -54,8 +54,9 @@ def routes_of(model: SCVI, points: Any) -> list[Route]:
             raise InputError("points: an empty mapping came, names and their paths were expected")
         routes = []
         for name, path in points.items():
-            for route in routes_of(model, path):
-                own = str(name) if route.name == "path" else f"{name}, {route.name}"
+            inner = routes_of(model, path)
+            for route in inner:
+                own = str(name) if len(inner) == 1 else f"{name}, {route.name}"
                 routes.append(Route(**{**vars(route), "name": own, "words": own + _length(path)}))
         return routes
     read = read_points(points, model.config.n_latent, simplex=model.config.latent_distribution == "ln")
@@ -65,7 +66,7 @@ def routes_of(model: SCVI, points: Any) -> list[Route]:
     spread = None if read.spread is None else np.asarray(read.spread, dtype=np.float64)
     if spread is not None and spread.ndim == 2:  # standard deviations
         spread = np.stack([np.diag(deviation**2) for deviation in spread])
-    parts = [("path", slice(None))]
+    parts = [("path" if read.lineage is None else str(read.lineage[0]), slice(None))]
     if len(read.shape) > 1:
         size = read.shape[-1]
         names = list(getattr(points, "lineages", None) or ()) or [f"path {i + 1}" for i in range(len(z_nk) // size)]

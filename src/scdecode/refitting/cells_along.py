@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scdecode.errors import InputError, PointsError, SupportWarning, listing, unknown_name, warn
+from scdecode.lineages import column_of
 from scdecode.path_inputs import by_lineage, check_all_names
 from scdecode.trajectory import SHARE
 
@@ -51,28 +52,21 @@ def read_values(place: str, values: Any, adata: AnnData | None, n_cells: int) ->
             raise InputError(f"{place}: {values!r} came, but there is no AnnData with that column; pass adata=...")
         if values not in adata.obs and values not in adata.obsm:
             raise InputError(unknown_name(place, values, [*adata.obs, *adata.obsm], "columns of adata.obs and obsm"))
-        values = adata.obs[values] if values in adata.obs else adata.obsm[values]
+        values = column_of(adata, values, place)
     names = pd.RangeIndex(n_cells) if adata is None else adata.obs_names
     check_all_names({place: values}, names, "cells")
-    if place == "pseudotime" and np.ndim(values) == 1:  # names are lineages, as weights
-        values = _numbers(place, values)
-    found = {}
-    for name, column in by_lineage(place, values).items():
-        found[name] = _numbers(place, column)
-        if found[name].shape != (n_cells,):
-            raise InputError(f"{place}: shape {found[name].shape} came, one number a cell, ({n_cells},), was expected")
+    try:
+        found = by_lineage(place, values)
+    except PointsError as error:
+        raise InputError(f"{place}: values came that are no numbers ({error}); numbers were expected") from error
+    for column in found.values():
+        if column.shape != (n_cells,):
+            raise InputError(f"{place}: shape {column.shape} came, one number a cell, ({n_cells},), was expected")
     return found
 
 
-def _numbers(place: str, values: Any) -> np.ndarray:
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{place}: values came that are no numbers ({error}); numbers were expected") from error
-
-
 def of_lineage(
-    place: str, found: Mapping[str | None, np.ndarray], lineage: str | None, lineages: tuple[str, ...] | None
+    place: str, found: Mapping[str | None, np.ndarray], lineage: str | None, lineages: tuple[str, ...]
 ) -> np.ndarray | None:
     """The numbers for a lineage of a path, None where there are none.
 
@@ -87,9 +81,10 @@ def of_lineage(
         return next(iter(found.values()))
     if lineage not in found:
         known = listing(str(name) for name in found)
-        if lineages is None:
+        if len(lineages) < 2:
+            own = "" if lineage is None else f", {lineage!r}"
             raise InputError(
-                f"{place}: lineages {known} came for a path that is one; pass the numbers of one, one a cell, (n,)"
+                f"{place}: lineages {known} came for a path that is one{own}; pass the numbers of one, one a cell, (n,)"
             )
         raise InputError(
             f"{place}: lineages {known} came, {listing(lineages)} were expected, as the path's; refit one of them with "

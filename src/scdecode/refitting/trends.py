@@ -74,7 +74,7 @@ def refit(
     pseudotime
         Of each cell, in the units of the path's time: a column of ``adata.obs``, or an array, ``(n,)``; for several
         lineages also ``(n, lineages)``, as a DataFrame with their names or as an entry of ``adata.obsm``. Cells before
-        or after the path are left out.
+        or after the path are left out, and those for which a column has NaN or infinity.
     weights
         How far each cell belongs to the lineage, in these forms; by default all alike. The largest counts as one
         cell, half of it as half a cell.
@@ -155,24 +155,27 @@ def refit(
     shares = read_values("weights", weights, source, len(cells))
     if not times:
         raise InputError("pseudotime: None came; a column of adata.obs or one number a cell was expected")
-    names = None if asked.points.lineage is None else tuple(str(name) for name in lines)
-    if names is not None and len(names) > 1 and not shares:
+    names = tuple(str(name) for name in lines)
+    if len(names) > 1 and not shares:
         raise InputError(
             f"weights: none came, and the path has lineages {list(names)}; say how far each cell belongs to each, a "
             f"DataFrame with these columns, or refit one of them with path[{names[0]!r}]"
         )
     decoded_ng, _ = moments_of(model, asked.points, asked.conditions, quantity, seed, 1.0)
     layers = {name: np.empty(decoded_ng.shape, dtype=np.float32) for name in ("X", "std", "q05", "q95")}
+    suffixes = _suffixes(lines, several=len(asked.points.shape) > 1)
     var, done = asked.frame.var.copy(), {}
     for lineage, points in lines.items():
         time_n, share_n = of_lineage("pseudotime", times, lineage, names), of_lineage("weights", shares, lineage, names)
         assert time_n is not None and asked.points.time is not None, "checked above"
+        if isinstance(pseudotime, str):  # cells outside of the lineage, such as those that dpt did not reach
+            share_n = np.where(np.isfinite(time_n), 1.0 if share_n is None else share_n, 0.0)
         path_time = asked.points.time[points].astype(np.float64)
         along = place_cells(time_n, share_n, path_time, asked.points.time_name or "time", lineage)
         trend = refit_line(model, asked, points, cells, library_n, along, decoded_ng, n_bins, n_courses, seed)
         for name, values in trend.layers.items():
             layers[name][points] = values
-        after = "" if lineage is None else f"_{lineage}".replace("/", "_")  # which is a folder in a file
+        after = suffixes[lineage]
         var[f"counts{after}"], var[f"misfit{after}"] = trend.counts_g, trend.misfit_g
         done[after[1:] or "path"] = trend.report
     made = without_arguments(asked.frame.uns["scdecode"])  # they are decode's, of one layer
@@ -197,6 +200,17 @@ def _lines(asked: Asked) -> dict[str | None, np.ndarray]:
     if points.lineage is None:
         return {None: np.arange(len(points))}
     return {str(name): np.flatnonzero(points.lineage == name) for name in dict.fromkeys(points.lineage)}
+
+
+def _suffixes(lines: Mapping[str | None, Any], *, several: bool) -> dict[str | None, str]:
+    """What the columns of each lineage end in; names that differ only in ``/``, a folder in a file, get a number."""
+    suffixes: dict[str | None, str] = {}
+    for lineage in lines:
+        suffix = first = f"_{lineage}".replace("/", "_") if several else ""
+        while suffix in suffixes.values():
+            suffix = f"{first}_{len(suffixes)}"
+        suffixes[lineage] = suffix
+    return suffixes
 
 
 def _read_cells(model: SCVI, adata: AnnData | None) -> tuple[Cells, np.ndarray]:
