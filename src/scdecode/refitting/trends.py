@@ -202,7 +202,7 @@ def _lines(asked: Asked) -> dict[str | None, np.ndarray]:
     return {str(name): np.flatnonzero(points.lineage == name) for name in dict.fromkeys(points.lineage)}
 
 
-def _suffixes(lines: Mapping[str | None, Any], *, several: bool) -> dict[str | None, str]:
+def _suffixes(lines: dict[str | None, np.ndarray], *, several: bool) -> dict[str | None, str]:
     """What the columns of each lineage end in; names that differ only in ``/``, a folder in a file, get a number."""
     suffixes: dict[str | None, str] = {}
     for lineage in lines:
