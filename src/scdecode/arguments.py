@@ -306,6 +306,8 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
 
 def _same(value: Any, other: Any) -> bool:
     """Whether two values are equal and of one kind: 0 is not False, and an array is no value of these."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, bool) or isinstance(other, bool):
         return value is other
     try:

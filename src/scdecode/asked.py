@@ -43,6 +43,7 @@ class OnCells(Protocol):
     schema: Schema
     vae: VAE
     _cells: Cells | None
+    _origin: Any  # the program that trained it, where it was another one
 
     @property
     def adata(self) -> AnnData | None:
@@ -125,7 +126,7 @@ def cells_for(
         adata, model.schema, need_conditions=need_conditions, indices=indices, layer=layer, use_raw=use_raw
     )
     columns = counts_in(adata, model.schema.columns, layer, use_raw)
-    check_cells(cells, model.config, columns, adata, need_library=False)
+    check_cells(cells, model.config, columns, adata, need_library=False, foreign=model._origin is not None)
     return cells
 
 

@@ -368,6 +368,7 @@ def check_cells(
     adata: AnnData | None = None,
     *,
     need_library: bool = True,
+    foreign: bool = False,
 ) -> None:
     """Refuse what a model cannot take: fractions, and cells without counts where the total is the library size.
 
@@ -376,11 +377,13 @@ def check_cells(
     cells, config
         What is checked, and for which model; with a size factor or a learned library size, any cell will do.
     columns
-        Where the counts were, and whether they may be fractions; if that is not known, there is a warning.
+        Where the counts were, and whether they may be fractions.
     adata
         What the cells are of, for advice.
     need_library
         Whether library sizes are needed: to encode, they are not.
+    foreign
+        Whether another program trained the model. scvi-tools takes fractions with a warning and keeps no note of them.
 
     Raises
     ------
@@ -392,7 +395,7 @@ def check_cells(
     def remedy() -> str:
         return SAY_WHERE if adata is None else counts_elsewhere(adata, place)
 
-    if config.has_counts and columns.allow_fractional_counts is None:
+    if config.has_counts and foreign and not columns.allow_fractional_counts:
         warn_of_fractions(cells.counts, place, remedy)
     elif config.has_counts and not columns.allow_fractional_counts:
         check_counts(cells.counts, place, whole=True, remedy=remedy)

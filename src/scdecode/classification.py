@@ -185,10 +185,13 @@ class SemiSupervised(nn.Module):
     ----------
     vae, classification
         Of the same number of latent dimensions.
+    unlabeled_code
+        Code of the label that stands for none, if it is among the classes; by default it is the one after them.
     """
 
-    def __init__(self, vae: VAE, classification: Classification) -> None:
+    def __init__(self, vae: VAE, classification: Classification, unlabeled_code: int | None = None) -> None:
         super().__init__()
+        self.unlabeled_code = classification.n_classes if unlabeled_code is None else unlabeled_code
         self.vae = vae
         self.classification = classification
 

@@ -23,6 +23,7 @@ DecoderKind = Literal["nonlinear", "linear"]
 
 Config = TypeVar("Config", "ModelConfig", "ClassifierConfig", "TrainConfig")
 
+_INTEGERS = ("int", "int | None", "Seed")  # types of fields
 NORM_PLACEMENTS = ("encoder", "decoder", "both", "none")
 
 
@@ -49,11 +50,17 @@ def _check_booleans(config: ModelConfig | ClassifierConfig | TrainConfig) -> Non
 
 
 def _to_python(config: ModelConfig | ClassifierConfig | TrainConfig) -> None:
-    """Turn numpy's numbers, as a sweep over ``np.arange`` gives them, into Python's, which JSON takes."""
+    """Turn numpy's numbers, as a sweep over ``np.arange`` gives them, into Python's, which JSON takes.
+
+    A whole number may be a float, 10.0 for 10, as of a table or of a search over options.
+    """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if isinstance(value, np.generic):
-            object.__setattr__(config, field.name, value.item())
+            value = value.item()
+        if field.type in _INTEGERS and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        object.__setattr__(config, field.name, value)
 
 
 @checked
@@ -219,7 +226,7 @@ class TrainConfig:
     """Cells in a minibatch."""
 
     lr: float = 1e-3
-    """Learning rate of Adam."""
+    """Learning rate of Adam; 0 leaves the weights as they are, and batch normalisation still counts the cells."""
 
     weight_decay: float = 1e-6
     """L2 penalty of Adam."""
@@ -240,7 +247,7 @@ class TrainConfig:
     """Stop once the validation ELBO no longer improves."""
 
     early_stopping_patience: int = 45
-    """Validations without an improvement before training stops."""
+    """Validations without an improvement before training stops; 0 is as 1."""
 
     early_stopping_min_delta: float = 0.0
     """By how much (nats a cell) the validation ELBO must fall to count as an improvement."""
@@ -276,11 +283,11 @@ class TrainConfig:
                     "a sum of at most 1 was expected"
                 )
         check_integer("batch_size", self.batch_size, minimum=2)
-        check_number("lr", self.lr, 0.0, open_minimum=True)
+        check_number("lr", self.lr, 0.0)
         check_number("weight_decay", self.weight_decay, 0.0)
-        check_number("eps", self.eps, 0.0, open_minimum=True)
+        check_number("eps", self.eps, 0.0)
         check_choice("precision", self.precision, ("fp32", "bf16"))
-        check_integer("early_stopping_patience", self.early_stopping_patience, minimum=1)
+        check_integer("early_stopping_patience", self.early_stopping_patience, minimum=0)
         check_number("early_stopping_min_delta", self.early_stopping_min_delta, 0.0)
         check_integer("early_stopping_warmup_epochs", self.early_stopping_warmup_epochs, minimum=0)
         check_integer("check_val_every_n_epoch", self.check_val_every_n_epoch, minimum=1)

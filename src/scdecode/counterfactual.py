@@ -13,6 +13,7 @@ from anndata import AnnData
 
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import Values
+from scdecode._utils.obs_columns import is_name
 from scdecode.decoding import QUANTILES, draw_tiles, noise_of_counting, summary
 from scdecode.devices import choose_device
 from scdecode.errors import ConditionWarning, InputError, SupportWarning, listing, unknown_name, warn
@@ -161,9 +162,12 @@ def _arguments(
                 if key not in CONDITIONS:
                     raise InputError(unknown_name(f"over[{name!r}]", key, CONDITIONS, "conditions"))
         found = {str(name): _merged(shared, own) for name, own in over.items()}
+        if len(found) < len(over):
+            raise InputError(f"over: got {listing(over)}, expected names that differ as text")
     else:
-        if not isinstance(over, str):
+        if not isinstance(over, str) and not is_name(over):
             raise InputError(f"over: {over!r} came, a name or a mapping of names to conditions was expected")
+        over = str(over)
         offered = {"batch": model.schema.batch, "labels": model.schema.labels}
         offered |= {category.key: category for category in model.schema.categorical}
         for name in ("batch", "labels"):  # by the name of its column, too
@@ -178,7 +182,14 @@ def _arguments(
         covariates = shared.get("categorical")
         if shared.get(over) is not None or (covariates is not None and over in covariates):
             raise InputError(f"over: {over!r} came with a value of its own; say which of its levels by levels=[...]")
-        names = list(known[over].names) if levels is None else list(levels)
+        category = known[over]
+        assert category is not None, "the known ones are there"
+        codes = np.arange(len(category.names))
+        if levels is not None:
+            codes = category.encode(list(levels), "levels", f"training levels of {category.key!r}")
+            if len(np.unique(codes)) < len(codes):
+                raise InputError(f"levels: got {listing(levels)}, expected each level once; leave out the second")
+        names = [category.names[code] for code in codes]
         own = {name: {over: name} if over in ("batch", "labels") else {"categorical": {over: name}} for name in names}
         found = {str(name): _merged(shared, own[name]) for name in names}
     if len(found) < 2:
@@ -188,8 +199,9 @@ def _arguments(
 
 def _warn_of_others(model: SCVI, over: Any, points: Any, shared: Mapping[str, Any]) -> None:
     """What is left open is averaged as it occurs within each level, and its differences are counted in."""
-    if not isinstance(over, str):
+    if not is_name(over):
         return
+    over = str(over)
     conditions = {"batch": model.schema.batch} | {category.key: category for category in model.schema.categorical}
     own = conditions_of(points)
     batch = own.get("batch") if shared.get("batch") is None else shared["batch"]

@@ -58,6 +58,7 @@ def generate(
     labels: PerPoint = None,
     batch: PerPoint = None,
     categorical: ConditionTable = None,
+    continuous: ConditionTable = None,
     library_size: LibrarySize = None,
     decode_as: ConditionTable = None,
     genes: NamesLike | str | None = None,
@@ -84,6 +85,10 @@ def generate(
         them; a mapping of names to weights, in those proportions. By default all.
     categorical
         A mapping of covariate names to values, each in one of these forms.
+    continuous
+        A mapping of covariate names to values to decode in, as :meth:`decode` takes it; by default each cell has those
+        of its reference cell. No cell has just one value of a continuous covariate, so none is left out by it: it is
+        short for ``decode_as={"continuous": ...}``.
     library_size
         In counts of the model's genes (or in units of the size factor): one number, one per cell, or ``"observed"`` for
         the median of the training cells. By default each cell has that of its reference cell, so that generated cells
@@ -142,6 +147,10 @@ def generate(
         raise InputError(f"spread: {spread!r} came, True or False was expected: it is that of each reference cell")
     positions = gene_positions(schema, genes)
     instead = _read_decode_as(decode_as)
+    if continuous is not None:
+        if "continuous" in instead:
+            raise ConditionError("continuous: it came in decode_as, too, and once was expected; leave one of them out")
+        instead = {**instead, "continuous": continuous}
     reference = model.reference()
     asked = read_asked(schema, labels, batch, categorical)
     label_matters = config.dispersion == "gene-label"

@@ -19,7 +19,7 @@ from scdecode.config import ModelConfig, TrainConfig
 from scdecode.errors import CountsError, CountsWarning, FormatError, InputError, unknown_name, warn
 from scdecode.formats import native, scvi_tools
 from scdecode.formats.reading import read_model
-from scdecode.formats.stored import StoredModel
+from scdecode.formats.stored import Origin, StoredModel
 from scdecode.minibatches import Split
 from scdecode.points import read_points
 from scdecode.reference import Reference, make_reference, reference_of_latents
@@ -67,6 +67,7 @@ class Keepable(Protocol):
     _reference: Reference | None
     _support: Support | None
     _split: Split | None
+    _origin: Origin | None
 
     def check_trained(self) -> None:
         """An error where the model has no trained weights."""
@@ -158,13 +159,24 @@ def load(
             warn(f"{beside}: scvi-tools took its counts away, so the model is opened without cells", CountsWarning)
             adata = None
     if adata is not None:
-        model._cells, model._adata = _training_cells(model, adata), adata
-        if model._reference is None or model._reference.codes_rc is None:
-            model.schema = knowing(model.schema, model._cells)
-            model._reference, model._support = None, None
-            none = np.zeros(0, dtype=np.int64)
-            model._split = Split(np.arange(len(model._cells)), none, none)  # the reference is made when it is needed
+        give_cells(model, adata)
     return model
+
+
+def give_cells(model: Keepable, adata: AnnData) -> None:
+    """Make cells those that an opened model was trained on.
+
+    Raises
+    ------
+    InputError, CountsError, ConditionError
+        Where they do not fit the model.
+    """
+    model._cells, model._adata = _training_cells(model, adata), adata
+    if model._reference is None or model._reference.codes_rc is None:
+        model.schema = knowing(model.schema, model._cells)
+        model._reference, model._support = None, None
+        none = np.zeros(0, dtype=np.int64)
+        model._split = Split(np.arange(len(model._cells)), none, none)  # the reference is made when it is needed
 
 
 @checked
@@ -210,5 +222,6 @@ def _training_cells(model: Keepable, adata: AnnData) -> Cells:
             "to model.attach_reference(adata, use_rep='scvi_latent_qzm')"
         )
     cells = read_cells(adata, model.schema, need_conditions=True, need_all=True)
-    check_cells(cells, model.config, model.schema.columns, adata, need_library=False)
+    foreign = model._origin is not None
+    check_cells(cells, model.config, model.schema.columns, adata, need_library=False, foreign=foreign)
     return cells

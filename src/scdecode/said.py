@@ -76,15 +76,17 @@ def _mapping(place: str, value: Any, known: Any, kind: str) -> Mapping[str, Any]
     if not isinstance(value, Mapping):
         raise ConditionError(f"{place}: {value!r} came, a mapping of covariate names to values was expected")
     for key in value:
-        if key not in known:
+        if str(key) not in known:
             raise ConditionError(unknown_name(place, key, known, kind))
-    return value
+    return {str(key): v for key, v in value.items()}  # columns may be named by whole numbers
 
 
 def _read(place: str, value: Any, n_points: int, category: Category | None, point_names: pd.Index | None) -> Said:
     """One condition in any of its forms; ``category`` is None for a continuous covariate."""
     if value is None:
         return Said()
+    if category is not None and isinstance(value, tuple) and category.find(value):  # a level may be a tuple
+        return Said(averaged=((category.find(value)[0], 1.0),))
     if isinstance(value, Mapping):
         codes = _values(place, list(value), category)
         if len(np.unique(codes)) < len(codes):
@@ -178,12 +180,13 @@ OUR_COLUMNS = (
 def obs_columns(schema: Schema) -> list[str | None]:
     """The column of each condition: batch, categorical covariates, labels, continuous covariates; None: there is none.
 
-    It is the condition's own name, as it was set up, with ``condition_`` before it where that is taken.
+    It is the condition's own name, as it was set up, with ``condition_`` before it where that is taken. A slash becomes
+    an underscore: in the files of results, it would make a folder.
     """
     columns: list[str | None] = []
     categories = (schema.batch, *schema.categorical, schema.labels)
     for key in (*(None if c is None else c.key for c in categories), *schema.continuous):
-        name = key
+        name = None if key is None else key.replace("/", "_")
         while name is not None and (name in OUR_COLUMNS or name.startswith("axis_") or name in columns):
             name = f"condition_{name}"
         columns.append(name)

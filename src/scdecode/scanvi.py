@@ -192,7 +192,9 @@ class SCANVI(SCVI):
 
     def _network(self) -> SemiSupervised:
         """What is trained."""
-        return SemiSupervised(self.vae, self.classification)
+        labels, unlabeled = self.schema.labels, self.schema.columns.unlabeled_category
+        assert labels is not None, "a model of this class has labels"
+        return SemiSupervised(self.vae, self.classification, None if unlabeled is None else labels.codes[unlabeled])
 
     @classmethod
     @checked

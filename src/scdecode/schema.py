@@ -31,8 +31,8 @@ class Columns:
     """The label of cells whose label is not known; of ``SCANVI`` alone."""
     use_raw: bool = False
     """Whether the counts, and the names of the genes, are those of ``adata.raw``."""
-    allow_fractional_counts: bool | None = False
-    """Whether counts may be fractions; None where it is not known, as of another program's model."""
+    allow_fractional_counts: bool = False
+    """Whether counts may be fractions."""
     n_classes: int | None = None
     """Number of the first labels that are classes; None for all labels but the last, the unlabelled category.
 
@@ -279,7 +279,7 @@ def _check_consistent(schema: Schema) -> None:
         "n_classes": columns.n_classes is None
         or (type(columns.n_classes) is int and 0 < columns.n_classes <= schema.n_labels),
         "use_raw, allow_fractional_counts": isinstance(columns.use_raw, bool)
-        and (columns.allow_fractional_counts is None or isinstance(columns.allow_fractional_counts, bool)),
+        and isinstance(columns.allow_fractional_counts, bool),
         "categorical": tuple(c.key for c in schema.categorical) == columns.categorical_covariate_keys,
         "continuous": schema.continuous == columns.continuous_covariate_keys,
         "names of levels": min(schema.n_levels) > 0,

@@ -71,7 +71,7 @@ def read_asked(schema: Schema, labels: Any, batch: Any, categorical: Any) -> lis
                 f"generate: an array of shape {value.shape} came where names were expected; pass a list of names, or "
                 "a mapping of names to weights: series.value_counts().to_dict() keeps the proportions of a column"
             )
-    given = {"batch": batch, "labels": labels, **{f"categorical[{key!r}]": value for key, value in mapping.items()}}
+    given = {"batch": batch, "labels": labels, **{f"categorical[{str(key)!r}]": v for key, v in mapping.items()}}
     asked = []
     for column, ((place, category), said) in enumerate(
         zip(columns, read_categories(schema, 0, batch, labels, categorical), strict=True)

@@ -75,7 +75,7 @@ class _Run:
     since_best: int = 0
 
     def stops_early(self, config: TrainConfig) -> bool:
-        return config.early_stopping and self.since_best >= config.early_stopping_patience
+        return config.early_stopping and self.since_best >= max(config.early_stopping_patience, 1)
 
     def record(self, row: dict[str, float], config: TrainConfig) -> None:
         self.rows.append(row)
@@ -298,7 +298,8 @@ def _split_of(network: Network, cells: Cells, config: TrainConfig) -> Split:
 
 
 def _is_labelled(network: SemiSupervised, cells: Cells) -> np.ndarray:
-    return cells.codes_nc[:, -1] < network.classification.n_classes
+    label_n = cells.codes_nc[:, -1]
+    return (label_n < network.classification.n_classes) & (label_n != network.unlabeled_code)
 
 
 def _labelled(network: SemiSupervised, cells: Cells, split: Split, config: TrainConfig, epoch: int) -> np.ndarray:

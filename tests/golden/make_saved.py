@@ -101,6 +101,18 @@ CASES = {
 }
 """Each with as much as the others do not have. Small sizes are filled in: see ``train``."""
 
+LEVELS = {
+    # neither the unlabelled category nor "none" is the label of a cell: scvi-tools then counts all five as classes
+    "scanvi_unused_labels": Case(
+        {**BATCH, "labels_key": "kind", "unlabeled_category": "Astray"}, {"gene_likelihood": "nb"}, kind="SCANVI"
+    ),
+    "scvi_dates": Case(
+        {"batch_key": "month", "categorical_covariate_keys": ["day", "span", "third"]},
+        {"gene_likelihood": "poisson"},
+    ),
+}
+"""Levels that are neither text nor plain numbers, or are no cell's; they go to ``saved_levels``."""
+
 
 def make_cells() -> anndata.AnnData:
     """Make the cells: levels that are text, whole numbers, fractions and booleans, in no particular order."""
@@ -121,6 +133,11 @@ def make_cells() -> anndata.AnnData:
     obs["age"] = rng.uniform(20, 80, N_CELLS).round()
     obs["pct"] = rng.random(N_CELLS)
     obs["factor"] = x_ng.sum(1) / x_ng.sum(1).mean()
+    obs["kind"] = pd.Categorical(np.array(["NK", "B", "T"])[kind_n], categories=["T", "Astray", "NK", "none", "B"])
+    obs["month"] = pd.period_range("2024-01", periods=3, freq="M")[donor_n]
+    obs["day"] = pd.to_datetime(["2024-01-31", "2024-02-29"])[kind_n % 2]
+    obs["span"] = pd.cut(np.arange(N_CELLS), [-1, 29, 59])
+    obs["third"] = np.array([1 / 3, 2 / 3], dtype=np.float32)[donor_n // 2]
     var = pd.DataFrame(index=[f"gene_{i}" for i in rng.permutation(N_GENES)])
     adata = anndata.AnnData(x_ng.astype(np.float32), obs=obs, var=var)
     adata.layers["counts"] = adata.X.copy()
@@ -145,8 +162,16 @@ def describe(case: Case, model: Any) -> dict[str, Any]:
     """Say by name what the model is, from scvi-tools' own registry: what a reader of the files has to find."""
     manager = model.adata_manager
 
+    def level(value: Any) -> Any:
+        if isinstance(value, np.datetime64 | np.timedelta64):
+            return str(pd.Timestamp(value) if isinstance(value, np.datetime64) else pd.Timedelta(value))
+        if isinstance(value, np.float32):
+            return float(str(value))  # the shortest that rounds to it
+        value = value.item() if isinstance(value, np.generic) else value
+        return value if isinstance(value, str | int | float) else str(value)
+
     def levels(values: Any) -> list[Any]:
-        return [value.item() if isinstance(value, np.generic) else value for value in values]
+        return [level(value) for value in values]
 
     def category(field: str, key: str) -> Any:
         if case.setup.get(key) is None:
@@ -248,14 +273,15 @@ def encoded(case: Case, model: Any, rng: np.random.Generator) -> dict[str, torch
 def main() -> None:
     """Make every directory."""
     parser = argparse.ArgumentParser(description="Train small models with scvi-tools and save them.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "saved", help="where to write")
-    out: Path = parser.parse_args().out
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where to write saved, saved_levels")
+    into: Path = parser.parse_args().out
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    if out.exists():
-        shutil.rmtree(out)
-    for name, case in CASES.items():
+    for folder in ("saved", "saved_levels"):
+        shutil.rmtree(into / folder, ignore_errors=True)
+    for name, case in (CASES | LEVELS).items():
+        out = into / ("saved" if name in CASES else "saved_levels")
         scvi.settings.seed = zlib.crc32(name.encode())
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         cells = make_cells()

@@ -22,7 +22,13 @@ LITTLE_KL = 0.5
 def train(
     cells: CellsFile,
     out: Annotated[Path, typer.Option(help="Directory to write the model to.", show_default=False)],
-    layer: Annotated[str | None, typer.Option(help="Layer of raw counts.", show_default="X")] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Layer of raw counts; 'raw' for adata.raw.", show_default="X")
+    ] = None,
+    use_raw: Annotated[bool, typer.Option("--use-raw", help="Read the counts of adata.raw.")] = False,
+    allow_fractional_counts: Annotated[
+        bool, typer.Option("--allow-fractional-counts", help="Take counts that are not whole, as SoupX estimates them.")
+    ] = False,
     batch_key: Annotated[str | None, typer.Option(help="Column of obs with the batch.")] = None,
     labels_key: Annotated[str | None, typer.Option(help="Column of obs with a label.")] = None,
     size_factor_key: Annotated[str | None, typer.Option(help="Column of obs with size factors.")] = None,
@@ -73,6 +79,8 @@ def train(
         size_factor_key=size_factor_key,
         categorical_covariate_keys=categorical_key,
         continuous_covariate_keys=continuous_key,
+        use_raw=use_raw,
+        allow_fractional_counts=allow_fractional_counts,
     )
     named = {
         "n_latent": n_latent,

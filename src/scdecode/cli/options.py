@@ -69,16 +69,12 @@ def conditions(
     library_size: str | None,
 ) -> dict[str, Any]:
     """The arguments of decode that say in which conditions."""
-    numbers = {
-        name: read_number(f"--continuous {name}", value)
-        for name, value in read_pairs("--continuous", continuous).items()
-    }
     observed = library_size is None or library_size == "observed"
     return {
         "batch": one_or_several(batch),
         "labels": one_or_several(labels),
         "categorical": read_pairs("--categorical", categorical),
-        "continuous": numbers,
+        "continuous": read_numbers(continuous),
         "library_size": library_size if observed else read_number("--library-size", library_size),
     }
 
@@ -109,6 +105,12 @@ def read_number(option: str, value: str | None) -> float:
         return float(str(value))
     except ValueError as error:
         raise InputError(f"{option}: {value!r} came, a number was expected") from error
+
+
+def read_numbers(continuous: list[str] | None) -> dict[str, float]:
+    """``NAME=NUMBER`` options of continuous covariates."""
+    pairs = read_pairs("--continuous", continuous)
+    return {name: read_number(f"--continuous {name}", value) for name, value in pairs.items()}
 
 
 def split_commas(values: list[str] | None) -> list[str] | None:

@@ -29,6 +29,7 @@ from scdecode.cli.options import (
     conditions,
     one_or_several,
     read_number,
+    read_numbers,
     read_pairs,
     split_commas,
 )
@@ -42,6 +43,11 @@ def encode(
     out: Annotated[Path, typer.Option(help=".npy, .csv, .tsv; or .h5ad for the cells with obsm.", show_default=False)],
     n_samples: Annotated[int | None, typer.Option(help="Draw from the posterior (.npy) instead of its mean.")] = None,
     use_rep: Annotated[str, typer.Option(help="Entry of obsm, for .h5ad.")] = "X_scVI",
+    layer: Annotated[
+        str | None,
+        typer.Option(help="Layer of raw counts; 'raw' for adata.raw.", show_default="as in training"),
+    ] = None,
+    use_raw: Annotated[bool, typer.Option("--use-raw", help="Read the counts of adata.raw.")] = False,
     device: Device = "cpu",
     overwrite: Overwrite = False,
     seed: Seed = 0,
@@ -54,7 +60,9 @@ def encode(
     check_ending(out, (".npy", ".csv", ".tsv", ".h5ad") if n_samples is None else (".npy",))
     check_free(out, overwrite)
     adata = open_anndata(cells)
-    latents = load(model).get_latent_representation(adata, n_samples=n_samples, seed=seed, device=device)
+    latents = load(model).get_latent_representation(
+        adata, n_samples=n_samples, seed=seed, device=device, layer=layer, use_raw=use_raw or None
+    )
     write_latents(out, latents, adata, use_rep, overwrite=overwrite)
     typer.echo(f"{out}: {' x '.join(f'{n:,}' for n in latents.shape)} latents")
 
@@ -124,6 +132,7 @@ def generate(
         ),
     ] = None,
     categorical: Categorical = None,
+    continuous: Continuous = None,
     library_size: Annotated[
         str | None,
         typer.Option(
@@ -148,6 +157,7 @@ def generate(
         labels=one_or_several(labels),
         batch=one_or_several(batch),
         categorical=read_pairs("--categorical", categorical),
+        continuous=read_numbers(continuous) or None,
         library_size=sizes,
         genes=split_commas(genes),
         device=device,

@@ -18,7 +18,8 @@ import numpy as np
 _Charge = Callable[[int], None]  # counts bytes of memory; raises where they are too many for the file
 _Maker = Callable[[str, tuple[Any, ...], _Charge], Any]  # from the name, its arguments, and the above
 
-_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|[SU][0-9]{1,7}|O[48]?")
+_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|[mM]8|[SU][0-9]{1,7}|O[48]?")
+_TIME_UNITS = (b"Y", b"M", b"W", b"D", b"h", b"m", b"s", b"ms", b"us", b"ns")
 _MOST_DIMENSIONS = 32
 _MOST_EMPTY = 2**24  # of an axis of an array without elements, which no bytes bound
 
@@ -114,12 +115,22 @@ def _dtype_of(code: str, state: tuple[Any, ...]) -> np.dtype[Any]:
     if kind == "O":
         return np.dtype(object)
     length = int(code[1:])
+    if kind in "mM":
+        return _time_dtype(f"{'<' if order == '|' else order}{code}", state[8:])
     if kind in "SU":
         if not _is(state[5], length * (4 if kind == "U" else 1)):
             raise ValueError("the text of a dtype is of two lengths")
     elif (order == "|") != (length == 1) and order != "<":
         raise ValueError("a dtype has no byte order")
     return np.dtype(f"{order}{kind}{length}")
+
+
+def _time_dtype(code: str, metadata: tuple[Any, ...]) -> np.dtype[Any]:
+    """The dtype of dates or durations; its unit is the first part of ``(anything, (unit, 1, 1, 1))``."""
+    part = metadata[0][1] if metadata and isinstance(metadata[0], tuple) and len(metadata[0]) == 2 else None
+    if not isinstance(part, tuple) or len(part) != 4 or part[0] not in _TIME_UNITS or part[1:] != (1, 1, 1):
+        raise ValueError("a dtype of dates has no unit")
+    return np.dtype(f"{code}[{part[0].decode()}]")
 
 
 def _array_of(data: Any, dtype: Any, shape: Any, order: Any, charge: _Charge) -> np.ndarray[Any, Any]:
@@ -289,6 +300,14 @@ _TABLES = {
     "pandas.core.arrays.string_": "StringArray StringDtype",
     "pandas.core.arrays.string_arrow": "ArrowStringArray",
     "pandas.core.dtypes.dtypes": "CategoricalDtype NumpyEADtype PandasDtype",
+    # levels of a column that are neither text nor numbers; pandas_values.py makes values of them
+    "pandas._libs.interval": "Interval",
+    "pandas._libs.tslibs.period": "Period",
+    "pandas._libs.tslibs.timestamps": "_unpickle_timestamp",
+    "pandas._libs.tslibs.timedeltas": "_timedelta_unpickle",
+    "pandas._libs.tslibs.offsets": "YearEnd QuarterEnd MonthEnd Week BusinessDay Day Hour Minute Second Milli Micro",
+    "datetime": "date datetime timedelta timezone",
+    "pytz": "_UTC _p",
 }
 
 _ACTIVATIONS = "ReLU ReLU6 LeakyReLU PReLU RReLU ELU CELU SELU GELU SiLU Mish Softplus Tanh Sigmoid Hardswish Identity"

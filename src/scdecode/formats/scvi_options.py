@@ -163,6 +163,15 @@ def count_labels(weights: Mapping[str, Tensor], dispersion: Any) -> int | None:
     return px_r.shape[1] if of_labels and px_r is not None and px_r.dim() == 2 else None
 
 
+def count_classes(weights: Mapping[str, Tensor]) -> int | None:
+    """As many classes as the prior of the label has probabilities; None for weights without one.
+
+    They are not always all labels but one: scvi-tools counts the categories of the column, also those of no cell.
+    """
+    prior = weights.get("y_prior")
+    return prior.shape[1] if prior is not None and prior.dim() == 2 else None
+
+
 def _check_offered(said: Mapping[str, Any], place: str) -> None:
     """Raise :class:`ForeignModelError` for an option that may change the numbers in a way that is unknown here."""
     for key, value in said.items():

@@ -5,26 +5,25 @@ Until 0.14 it was ``scvi_setup_dict_``, which is first brought into the shape of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import datetime
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 
-from scdecode._utils.levels import Category, LevelKind
-from scdecode.errors import ConditionWarning, CorruptModelError, listing, warn
-from scdecode.formats.scvi_options import class_of, count_batches, count_labels
+from scdecode._utils.levels import Category, level_name
+from scdecode.errors import ConditionError, ConditionWarning, CorruptModelError, listing, warn
+from scdecode.formats.pandas_values import value_of
+from scdecode.formats.scvi_options import class_of, count_batches, count_classes, count_labels
 from scdecode.schema import Columns, Schema
 
 _BATCH, _LABELS = "_scvi_batch", "_scvi_labels"
 """The columns that scvi-tools makes where the user named none: all cells are then of one level."""
 
-_KINDS: tuple[tuple[LevelKind, tuple[type, ...]], ...] = (
-    ("str", (str,)),
-    ("bool", (bool, np.bool_)),
-    ("int", (int, np.integer)),
-    ("float", (float, np.floating)),
-)
+_LEVELS = (str, int, float, np.generic, tuple, datetime.date, datetime.timedelta, pd.Period, pd.Interval, type(None))
+"""What a level may be, once it is read; of any other type it is no name."""
 
 
 def registry_of(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -105,18 +104,28 @@ def read_schema(
     for key in keys:
         if key not in levels:
             raise CorruptModelError(f"{place}: the levels of the covariate {key!r} are missing in its registry")
-        categorical.append(_named(key, _list(levels[key]), place))
+        categorical.append(_named(key, _levels(levels[key]), place))
     continuous = tuple(str(name) for name in _list(state("extra_continuous_covs").get("columns")))
     n_batches = count_batches(weights, [len(c.names) for c in categorical], len(continuous))
     batch = _category(state("batch"), _BATCH, n_batches, place)
     labels = _category(state("labels"), _LABELS, count_labels(weights, dispersion), place)
     x = _mapping(_mapping(fields.get("X")).get("data_registry"))
     size_factor = _size_factor(_mapping(fields.get("size_factor")), setup)
-    unlabeled = None  # of SCANVI alone; a registry of a datamodule names one for every class
+    n_classes = unlabeled = None  # of SCANVI alone; a registry of a datamodule names one for every class
     if class_of(weights) == "SCANVI":
         unlabeled = state("labels").get("unlabeled_category", setup.get("unlabeled_category"))
-    if unlabeled is not None and (labels is None or labels.names[-1] != str(unlabeled)):
-        raise CorruptModelError(f"{place}: the unlabelled category {unlabeled!r} is not the last of its labels")
+    if unlabeled is not None:
+        found = () if labels is None else labels.find(value_of(unlabeled))
+        if labels is None or not found:
+            raise CorruptModelError(f"{place}: the unlabelled category {unlabeled!r} is none of its labels")
+        unlabeled = labels.names[found[0]]
+        n_classes = count_classes(weights)
+        if n_classes != len(labels.names):
+            # where all labels but one are classes, that is the unlabelled one; before 1.2, it was one in any case
+            if found[0] != len(labels.names) - 1 and not _before(registry.get("scvi_version"), 1, 2):
+                raise CorruptModelError(f"{place}: the unlabelled category {unlabeled!r} is not the last of its labels")
+            # any other number does not fit, and the weights say so when they are read
+            n_classes = None if found[0] == len(labels.names) - 1 else len(labels.names) - 1
     n_cells = _mapping(_mapping(fields.get("X")).get("summary_stats")).get("n_cells")
     genes = _genes(var_names, state("X").get("column_names"), n_genes, place)
     return Schema(
@@ -128,7 +137,8 @@ def read_schema(
             size_factor_key=size_factor,
             categorical_covariate_keys=tuple(keys),
             continuous_covariate_keys=continuous,
-            unlabeled_category=None if unlabeled is None else str(unlabeled),
+            unlabeled_category=unlabeled,
+            n_classes=n_classes,
         ),
         batch=batch,
         labels=labels,
@@ -138,12 +148,18 @@ def read_schema(
     )
 
 
+def _before(version: Any, *other: int) -> bool:
+    """Whether a version, as ``"0.20.3"``, is an earlier one."""
+    parts = version.split(".")[: len(other)] if isinstance(version, str) and len(version) < 50 else []
+    return all(part.isdecimal() for part in parts) and (0,) < tuple(map(int, parts)) < other
+
+
 def _category(state: Mapping[str, Any], unnamed: str, n_levels: int | None, place: str) -> Category | None:
     """A category; None where the user named no column, so that all cells were of one level."""
     values, key = _levels(state.get("categorical_mapping")), state.get("original_key")
     key = unnamed if key is None else str(key)
-    if n_levels is not None and len(values) != n_levels and (values or n_levels > 1):
-        if values:
+    if n_levels is not None and len(values) != n_levels and (len(values) or n_levels > 1):
+        if len(values):
             raise CorruptModelError(
                 f"{place}: {key!r} has {len(values):,} levels in its registry and {n_levels:,} in its weights"
             )
@@ -154,26 +170,32 @@ def _category(state: Mapping[str, Any], unnamed: str, n_levels: int | None, plac
             ConditionWarning,
         )
         return Category(key, tuple(str(code) for code in range(n_levels)), "int")
-    if not values or (key == unnamed and len(values) == 1):
+    if not len(values) or (key == unnamed and len(values) == 1):
         return None
     return _named(key, values, place)
 
 
-def _levels(mapping: Any) -> list[Any]:
-    """The levels in the order of their codes: a list, or of a datamodule a mapping of levels to codes."""
+def _levels(mapping: Any) -> np.ndarray:
+    """The levels in the order of their codes: an array or a list, or of a datamodule a mapping of levels to codes."""
     if isinstance(mapping, Mapping):
         codes = {code: value for value, code in mapping.items() if isinstance(code, int | np.integer)}
-        return [codes[code] for code in range(len(mapping))] if set(codes) == set(range(len(mapping))) else []
-    return _list(mapping)
+        mapping = [codes[code] for code in range(len(mapping))] if set(codes) == set(range(len(mapping))) else []
+    if isinstance(mapping, np.ndarray) and mapping.dtype.kind in "biufmM":
+        return mapping.reshape(-1)
+    levels = [value_of(item) for item in _list(mapping)]
+    array = np.empty(len(levels), dtype=object)
+    array[:] = levels  # of tuples, numpy would make a table
+    return array
 
 
-def _named(key: str, values: Sequence[Any], place: str) -> Category:
-    kinds = {next((kind for kind, types in _KINDS if isinstance(value, types)), None) for value in values}
-    names = tuple(str(value) for value in values)
-    if len(set(names)) < len(names) or None in kinds:
-        raise CorruptModelError(f"{place}: the levels of {key!r} are no names, each once: {listing(names)}")
-    kind = kinds.pop() if len(kinds) == 1 else None
-    return Category(key, names, kind or "str")
+def _named(key: str, values: np.ndarray, place: str) -> Category:
+    if not all(isinstance(value, _LEVELS) for value in values):
+        raise CorruptModelError(f"{place}: the levels of {key!r} are no names, each once: {listing(values)}")
+    try:
+        return Category.of(key, values)
+    except ConditionError as error:
+        names = [level_name(value) for value in values]
+        raise CorruptModelError(f"{place}: the levels of {key!r} are no names, each once: {listing(names)}") from error
 
 
 def _genes(var_names: Any, column_names: Any, n_genes: int, place: str) -> tuple[str, ...]:
@@ -223,8 +245,9 @@ def write_registry(class_name: str, schema: Schema, version: str) -> dict[str, A
     columns = schema.columns
     size_factor = {"attr_name": "obs", "attr_key": columns.size_factor_key} if columns.size_factor_key else {}
     labels = _categorical("labels", _LABELS, schema.labels)
-    if columns.unlabeled_category is not None:
-        labels["state_registry"]["unlabeled_category"] = columns.unlabeled_category
+    unlabeled = unlabeled_value(schema)
+    if unlabeled is not None:
+        labels["state_registry"]["unlabeled_category"] = unlabeled
     x = (
         {"attr_name": "X", "attr_key": None}
         if columns.layer is None
@@ -262,7 +285,7 @@ def write_registry(class_name: str, schema: Schema, version: str) -> dict[str, A
             "continuous_covariate_keys": continuous or None,
         }
     if class_name == "SCANVI":
-        setup["unlabeled_category"] = columns.unlabeled_category
+        setup["unlabeled_category"] = unlabeled
     return {
         "scvi_version": version,
         "model_name": class_name,
@@ -270,6 +293,15 @@ def write_registry(class_name: str, schema: Schema, version: str) -> dict[str, A
         "field_registries": fields,
         "setup_method_name": "setup_anndata",
     }
+
+
+def unlabeled_value(schema: Schema) -> Any:
+    """Return the unlabelled category as the column has it, -1 of whole numbers; None if there is none."""
+    name = schema.columns.unlabeled_category
+    if name is None or schema.labels is None:
+        return None
+    value = schema.labels.values[schema.labels.codes[name]]
+    return value.item() if isinstance(value, np.number | np.bool_) else value
 
 
 def _categorical(name: str, unnamed: str, category: Category | None) -> dict[str, Any]:

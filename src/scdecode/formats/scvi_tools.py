@@ -38,7 +38,7 @@ from scdecode.formats.archives import read_archive, read_pickle_file
 from scdecode.formats.frames import history_of
 from scdecode.formats.scvi_names import CLASSIFICATION, to_ours, to_theirs
 from scdecode.formats.scvi_options import CLASSES, class_of, flattened, init_params, read_options
-from scdecode.formats.scvi_setup import read_schema, registry_of, write_registry
+from scdecode.formats.scvi_setup import read_schema, registry_of, unlabeled_value, write_registry
 from scdecode.formats.stored import (
     Origin,
     StoredModel,
@@ -276,6 +276,7 @@ def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> N
     OutputError
         Where it cannot be written, or is there already.
     """
+    _warn_of_other_cells(model.schema, str(path))
     history = model.summary["history"]
     n_epochs = max((len(column) for column in history.values()), default=0)
     epochs = pd.RangeIndex(n_epochs, name="epoch")
@@ -289,7 +290,7 @@ def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> N
         _TRAINED_BY: f"scdecode {model.version}" if model.origin is None else str(model.origin),
     }
     if model.class_name == "SCANVI":
-        attributes |= {"unlabeled_category_": model.schema.columns.unlabeled_category}
+        attributes |= {"unlabeled_category_": unlabeled_value(model.schema)}
     state = {name: t.contiguous() for name, t in weights_of(model).items()}
     content = {
         "model_state_dict": state,
@@ -301,6 +302,25 @@ def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> N
         buffer = io.BytesIO()  # torch has an error of its own for a full disk
         torch.save(content, buffer)
         (folder / _MODEL).write_bytes(buffer.getbuffer())
+
+
+def _warn_of_other_cells(schema: Schema, place: str) -> None:
+    """Warn of what the AnnData needs before scvi-tools opens the model with it: it compares values, and has no raw."""
+    for category in (schema.batch, *schema.categorical, schema.labels):
+        if category is not None and category.kind == "other":
+            key = category.key
+            warn(
+                f"{place}: the levels of {key!r} are neither text nor numbers and are written as text; before "
+                f"scvi-tools opens the model with an AnnData, make its column text: "
+                f"adata.obs[{key!r}] = adata.obs[{key!r}].map(str)",
+                ConditionWarning,
+            )
+    if schema.columns.use_raw:
+        warn(
+            f"{place}: the counts were in adata.raw, which scvi-tools does not read; open the model there with "
+            "adata.raw.to_adata(), whose X they are",
+            ConditionWarning,
+        )
 
 
 def check_target(path: str | Path, *, overwrite: bool) -> None:
