@@ -407,7 +407,7 @@ def test_no_safetensors_file_for_all_its_digest(folder):
         (folder / name).write_bytes(b"\x80\x04no tensors")
         rewrite(folder, lambda manifest, name=name: manifest["sha256"].update({name: sha256(folder / name)}))
         with pytest.raises(CorruptModelError, match="it is no safetensors file"):
-            native._read_tensors(folder / name)
+            native._read_tensors((folder / name).read_bytes(), folder / name)
     with pytest.raises(CorruptModelError, match=r"weights.safetensors: it is no safetensors file"):
         sd.load(folder)
 

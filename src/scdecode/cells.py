@@ -23,6 +23,7 @@ from scdecode._utils.gene_names import check_unique, positions_of
 from scdecode._utils.levels import Category, level_name
 from scdecode._utils.obs_columns import column_of, factorize, has_column, is_name, numbers_of
 from scdecode._utils.rows import check_rows
+from scdecode._utils.snapshots import read_path
 from scdecode.config import ModelConfig
 from scdecode.errors import (
     ConditionError,
@@ -78,6 +79,10 @@ class Cells:
         return Cells(self.counts[rows], self.library_n[rows], self.codes_nc[rows], self.continuous_nd[rows], factors)
 
 
+def _read_anndata(path: Path) -> AnnData:
+    return anndata.io.read_zarr(path) if path.is_dir() else anndata.io.read_h5ad(path)
+
+
 def open_anndata(path: str | Path) -> AnnData:
     """Open an ``.h5ad`` file or a ``.zarr`` store.
 
@@ -90,7 +95,7 @@ def open_anndata(path: str | Path) -> AnnData:
     if not path.exists():
         raise InputError(f"{path}: there is no such file; an .h5ad file or a .zarr store was expected")
     try:
-        return anndata.io.read_zarr(path) if path.is_dir() else anndata.io.read_h5ad(path)
+        return read_path(path, _read_anndata, _UNREADABLE)
     except _UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(

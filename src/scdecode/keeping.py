@@ -17,8 +17,8 @@ from scdecode.arguments import Refusals, refuse
 from scdecode.cells import Cells, check_cells, check_unchanged, knowing, open_anndata, read_cells, unknowing
 from scdecode.config import ModelConfig, TrainConfig
 from scdecode.errors import CountsError, CountsWarning, FormatError, InputError, unknown_name, warn
-from scdecode.formats import native, scvi_tools
-from scdecode.formats.reading import read_model
+from scdecode.formats import native
+from scdecode.formats.reading import BESIDE, cells_beside, read_model_and
 from scdecode.formats.stored import Origin, StoredModel
 from scdecode.minibatches import Split
 from scdecode.points import read_points
@@ -27,10 +27,6 @@ from scdecode.results import write_h5ad
 from scdecode.schema import Schema
 from scdecode.support import Support
 from scdecode.vae import VAE
-
-BESIDE = "adata.h5ad"
-"""The cells beside a model, as scvi-tools names them."""
-
 
 _ON_THE_CPU = "a model is opened on the CPU; train, decode and encode take device=..."
 _LOAD: Refusals = {
@@ -144,17 +140,22 @@ def load(
 ) -> Model:
     """What :meth:`SCVI.load` does, for any class of model; ``others`` are the arguments that it refuses."""
     refuse("load", others, _LOAD)
-    stored = read_model(dir_path, prefix=prefix)
+    beside = None
+
+    def read_cells_beside(_: Path) -> AnnData | None:
+        nonlocal beside
+        beside = cells_beside(dir_path, prefix)
+        return open_anndata(beside) if adata is None and beside.exists() else None
+
+    stored, cells = read_model_and(dir_path, read_cells_beside, prefix=prefix)
     if stored.class_name != cls.__name__:
         raise FormatError(
             f"{dir_path}: it holds a {stored.class_name}, and {cls.__name__}.load was called; call "
             f"scdecode.{stored.class_name}.load(...), or scdecode.load(...), which opens any"
         )
     model = cls._of(stored)
-    folder = Path(dir_path)
-    beside = folder / f"{scvi_tools.prefix_of(folder, prefix)}{BESIDE}"
-    if adata is None and beside.exists():
-        adata = open_anndata(beside)
+    if cells is not None:
+        adata = cells
         if _MINIFIED in adata.uns:
             warn(f"{beside}: scvi-tools took its counts away, so the model is opened without cells", CountsWarning)
             adata = None

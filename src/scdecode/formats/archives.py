@@ -19,6 +19,7 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -56,8 +57,10 @@ _LOOKS = {
 }
 
 
-def read_archive(path: Path) -> Any:
+def read_archive(path: Path, opener: Callable[[str, int], int] | None = None) -> Any:
     """The object in a file of ``torch.save``: plain data, with tensors on the CPU.
+
+    ``opener`` opens the file, as that of :func:`open` does.
 
     Raises
     ------
@@ -68,7 +71,7 @@ def read_archive(path: Path) -> Any:
     """
     place = str(path)
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=opener) as file:
             size = file.seek(0, 2)
             file.seek(0)
             head = file.read(64)
@@ -89,6 +92,11 @@ def read_pickle_file(path: Path) -> Any:
         data = path.read_bytes()
     except (OSError, MemoryError) as error:
         raise CorruptModelError(f"{place}: it cannot be read ({error!r})") from error
+    return read_pickle_bytes(data, place)
+
+
+def read_pickle_bytes(data: bytes, place: str) -> Any:
+    """The object in the content of such a file."""
     if not data.startswith(b"\x80") and (not data or any(data.startswith(start) for start in _LOOKS)):
         raise _foreign(place, data[:64], "a pickle")
     return read_only_pickle(data, place)

@@ -20,13 +20,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save as save_arrays
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from scdecode import config as configs
 from scdecode import schema as schemas
+from scdecode._utils.snapshots import Folder, read_folder
+from scdecode._utils.weights import problems_of
 from scdecode.config import ClassifierConfig, ModelConfig, TrainConfig
 from scdecode.errors import (
     ConfigError,
@@ -36,8 +39,8 @@ from scdecode.errors import (
     NewerFormatError,
     listing,
 )
-from scdecode.files import check_replaceable, replacing, sha256
-from scdecode.formats.stored import Origin, StoredModel, filled_classification, filled_vae, kind_of
+from scdecode.files import check_replaceable, replacing, restore, sha256
+from scdecode.formats.stored import Origin, StoredModel, check_decodes, filled_classification, filled_vae, kind_of
 from scdecode.reference import Reference
 from scdecode.schema import Schema
 
@@ -140,14 +143,22 @@ def read(path: str | Path) -> StoredModel:
     CorruptModelError
         Where a file is missing, was truncated or edited, or does not fit the others.
     """
-    path = Path(path)
-    manifest = _read_manifest(path)
+    return read_folder(path, read_from, restore)
+
+
+def read_from(folder: Folder) -> StoredModel:
+    """Read an open directory as :func:`read` does; each file is read once, and those bytes are checked and parsed."""
+    path = folder.path
+    folder.hold(MANIFEST, _WEIGHTS, _REFERENCE)
+    manifest = _read_manifest(folder)
+    contents: dict[str, bytes] = {}
     for name, digest in manifest["sha256"].items():
         if name == MANIFEST:
             continue
-        if not (path / name).is_file():
+        if not folder.has(name):
             raise CorruptModelError(f"{path}: {name} is missing; copy the whole directory again")
-        found = sha256(path / name)
+        contents[name] = folder.read(name)
+        found = hashlib.sha256(contents[name]).hexdigest()
         if found != digest:
             raise CorruptModelError(
                 f"{path / name}: its sha256 is {found[:12]}..., {digest[:12]}... was expected: the file was truncated "
@@ -174,7 +185,7 @@ def read(path: str | Path) -> StoredModel:
         raise CorruptModelError(
             f"{path / MANIFEST}: a field is missing or of the wrong kind ({error!r}); it was edited; copy it again"
         ) from error
-    weights = _read_tensors(path / _WEIGHTS)
+    weights = _read_tensors(contents.pop(_WEIGHTS), path / _WEIGHTS)
     kept, own_classification = (_take(weights, prefix) for prefix in (_KEPT, _CLASSIFICATION))
     place = str(path / _WEIGHTS)
     vae = filled_vae(config, schema, weights, place, MANIFEST)
@@ -182,7 +193,10 @@ def read(path: str | Path) -> StoredModel:
     if classifier is not None:
         classification = filled_classification(config, classifier, schema, own_classification, place, MANIFEST)
     with_reference = _REFERENCE in manifest["sha256"]
-    reference = _read_reference(path / _REFERENCE, config, schema) if with_reference else None
+    reference = None
+    if with_reference:
+        reference = _read_reference(contents.pop(_REFERENCE), path / _REFERENCE, config, schema)
+    check_decodes(vae, schema, reference, str(path))
     if _digest_of(manifest) != manifest["sha256"][MANIFEST]:  # last, as the checks above can say what is wrong
         raise CorruptModelError(f"{path / MANIFEST}: it was edited after it was written; copy the model again")
     return StoredModel(
@@ -201,12 +215,12 @@ def read(path: str | Path) -> StoredModel:
     )
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest_path = path / MANIFEST
-    if not manifest_path.is_file():
+def _read_manifest(folder: Folder) -> dict[str, Any]:
+    path, manifest_path = folder.path, folder.path / MANIFEST
+    if not folder.has(MANIFEST):
         raise FormatError(f"{path}: there is no {MANIFEST}; a directory that model.save(...) wrote was expected")
     try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        manifest = json.loads(folder.read(MANIFEST).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CorruptModelError(f"{manifest_path}: it is no JSON ({error}): it was truncated or edited") from error
     if not isinstance(manifest, dict) or manifest.get("format") != "scdecode":
@@ -237,12 +251,10 @@ def _take(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): weights.pop(name) for name in names}
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(path, framework="pt") as file:
-            # copies, as the tensors are the file's own pages, and a file may change
-            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        return load_tensors(data)
+    except (SafetensorError, RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise CorruptModelError(f"{path}: it is no safetensors file ({error}): it was truncated or edited") from error
 
 
@@ -261,8 +273,8 @@ def _checked_summary(summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read_reference(path: Path, config: ModelConfig, schema: Schema) -> Reference:
-    tensors = _read_tensors(path)
+def _read_reference(data: bytes, path: Path, config: ModelConfig, schema: Schema) -> Reference:
+    tensors = _read_tensors(data, path)
     names = {field.name for field in dataclasses.fields(Reference)}
     if set(tensors) not in (names, {"latent_rk"}):
         raise CorruptModelError(f"{path}: {listing(sorted(tensors))} came, {listing(sorted(names))} was expected")
@@ -276,6 +288,10 @@ def _read_reference(path: Path, config: ModelConfig, schema: Schema) -> Referenc
             raise CorruptModelError(
                 f"{path}: {name} is {kind_of(tensor)}, {dtype} {shape} without NaN was expected, as {MANIFEST} has it"
             )
+        if name in ("variance_rk", "library_r") and bool((tensor < 0).any()):
+            raise CorruptModelError(f"{path}: {name} has negative numbers, numbers of at least 0 were expected")
+        if problems_of({name: tensor}):
+            raise CorruptModelError(f"{path}: {problems_of({name: tensor})[0]}")
     if not n_cells or n_cells[0] == 0:
         raise CorruptModelError(f"{path}: it has no cells")
     codes_rc = tensors.get("codes_rc")

@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+from scdecode._utils.snapshots import Folder, read_folder
 from scdecode.errors import FormatError, InputError, listing
+from scdecode.files import restore
 from scdecode.formats import native, scvi_tools
 from scdecode.formats.stored import StoredModel
+
+T = TypeVar("T")
+
+BESIDE = "adata.h5ad"
+"""The cells beside a model, as scvi-tools names them."""
 
 _FILES = ("model.json", "weights.safetensors", "model.pt", "model_params.pt")
 
 
+def cells_beside(path: str | Path, prefix: str | None = None) -> Path:
+    """The file with the cells of a model, which need not be there."""
+    return Path(path) / f"{scvi_tools.prefix_of(Path(path), prefix)}{BESIDE}"
+
+
 def read_model(path: str | Path, *, prefix: str | None = None) -> StoredModel:
-    """Read a model directory of scdecode or of scvi-tools.
+    """Read a model directory of scdecode or of scvi-tools, as :func:`read_model_and` does."""
+    return read_model_and(path, None, prefix=prefix)[0]
+
+
+def read_model_and(
+    path: str | Path, more: Callable[[Path], T] | None, *, prefix: str | None = None
+) -> tuple[StoredModel, T | None]:
+    """Read a model directory of scdecode or of scvi-tools, and what lies beside it, all as at one moment.
 
     Parameters
     ----------
@@ -21,6 +42,8 @@ def read_model(path: str | Path, *, prefix: str | None = None) -> StoredModel:
         The directory.
     prefix
         Before the names of scvi-tools' files; by default none, or the only one that is there.
+    more
+        Reads further files of the directory; called again if another process changed it meanwhile.
 
     Raises
     ------
@@ -34,10 +57,28 @@ def read_model(path: str | Path, *, prefix: str | None = None) -> StoredModel:
     path = Path(path)
     if path.is_file() and path.name.endswith(_FILES):
         raise FormatError(f"{path}: it is one file of a model; pass the directory that it is in: {path.parent}")
-    if native.is_here(path) and prefix is None:
-        return native.read(path)
+    restore(path)
+    if not path.is_dir():
+        raise FormatError(f"{path}: {_what_is_there(path, prefix)}")
+
+    def read_both(folder: Folder) -> tuple[StoredModel, T | None]:
+        stored = _read_from(folder, prefix)
+        if more is None:
+            return stored, None
+        folder.watch(cells_beside(path, prefix).name)
+        found = more(folder.path)
+        folder.check()
+        return stored, found
+
+    return read_folder(path, read_both, restore)
+
+
+def _read_from(folder: Folder, prefix: str | None) -> StoredModel:
+    path = folder.path
+    if folder.has(native.MANIFEST) and prefix is None:
+        return native.read_from(folder)
     if scvi_tools.is_here(path, prefix):
-        return scvi_tools.read(path, prefix=prefix)
+        return scvi_tools.read_from(folder, prefix)
     if native.is_here(path):
         raise FormatError(f"prefix: {prefix!r} came, but {path} is a model of scdecode, which has none; leave it out")
     raise FormatError(f"{path}: {_what_is_there(path, prefix)}")

@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from scdecode._utils.snapshots import Folder, read_folder
 from scdecode.config import ModelConfig
 from scdecode.draws import drawing_from, make_generator
 from scdecode.errors import (
@@ -33,8 +34,8 @@ from scdecode.errors import (
     listing,
     warn,
 )
-from scdecode.files import check_replaceable, replacing
-from scdecode.formats.archives import read_archive, read_pickle_file
+from scdecode.files import check_replaceable, replacing, restore
+from scdecode.formats.archives import read_archive, read_pickle_bytes
 from scdecode.formats.frames import history_of
 from scdecode.formats.scvi_names import CLASSIFICATION, to_ours, to_theirs
 from scdecode.formats.scvi_options import CLASSES, class_of, flattened, init_params, read_options
@@ -43,6 +44,7 @@ from scdecode.formats.stored import (
     Origin,
     StoredModel,
     build_vae,
+    check_decodes,
     filled_classification,
     filled_vae,
     is_finite,
@@ -111,8 +113,12 @@ def read(path: str | Path, *, prefix: str | None = None) -> StoredModel:
     CorruptModelError
         Where a file is damaged, or one part does not fit another.
     """
-    path = Path(path)
-    files = _read_files(path, prefix_of(path, prefix))
+    return read_folder(path, lambda folder: read_from(folder, prefix), restore)
+
+
+def read_from(folder: Folder, prefix: str | None = None) -> StoredModel:
+    """Read an open directory as :func:`read` does."""
+    files = _read_files(folder, prefix_of(folder.path, prefix))
     try:
         return _stored(files)
     except ScdecodeError:
@@ -166,6 +172,7 @@ def _stored(files: _Files) -> StoredModel:
     if classifier is not None:
         others = {key.removeprefix(CLASSIFICATION): value for key, value in ours.items() if key not in own}
         classification = filled_classification(config, classifier, schema, others, files.place, fits)
+    check_decodes(vae, schema, None, files.place)
     trained_by = files.attributes.get(_TRAINED_BY)
     if not isinstance(trained_by, str):
         trained_by = f"scvi-tools {version}"
@@ -189,10 +196,11 @@ def _stored(files: _Files) -> StoredModel:
     )
 
 
-def _read_files(path: Path, prefix: str) -> _Files:
+def _read_files(folder: Folder, prefix: str) -> _Files:
+    path = folder.path
     model, weights = path / f"{prefix}{_MODEL}", path / f"{prefix}{_WEIGHTS}"
-    if model.is_file():
-        content = read_archive(model)
+    if folder.has(model.name):
+        content = read_archive(model, folder.opener)
         if not isinstance(content, Mapping) or not {"model_state_dict", "attr_dict"} <= set(content):
             there = listing(content, 5) if isinstance(content, Mapping) else type(content).__name__
             raise ForeignModelError(
@@ -201,17 +209,21 @@ def _read_files(path: Path, prefix: str) -> _Files:
             )
         state, attributes = content["model_state_dict"], content["attr_dict"]
         files = _Files(state, attributes, content.get("var_names"), str(model))
-    elif weights.is_file():
+    elif folder.has(weights.name):
         pickled, genes = path / f"{prefix}{_ATTRIBUTES}", path / f"{prefix}{_GENES}"
-        if not pickled.is_file():
+        folder.hold(weights.name, pickled.name, genes.name)
+        if not folder.has(pickled.name):
             raise CorruptModelError(f"{path}: there is {weights.name} but no {pickled.name}; copy the whole directory")
         var_names = None
-        if genes.is_file():
+        if folder.has(genes.name):
+            listed = io.BytesIO(folder.read(genes.name))
             try:
-                var_names = pd.read_csv(genes, header=None, dtype=str, keep_default_na=False)[0].tolist()
+                var_names = pd.read_csv(listed, header=None, dtype=str, keep_default_na=False)[0].tolist()
             except (ValueError, UnicodeDecodeError) as error:  # ParserError and EmptyDataError are ValueErrors
                 raise CorruptModelError(f"{genes}: it is no list of genes ({error}); copy it again") from error
-        files = _Files(read_archive(weights), read_pickle_file(pickled), var_names, str(weights))
+        attributes = read_pickle_bytes(folder.read(pickled.name), str(pickled))
+        files = _Files(read_archive(weights, folder.opener), attributes, var_names, str(weights))
+        folder.check()  # three files, and nothing in them says that they belong together
     else:
         others = prefixes(path)
         remedy = f"; pass prefix=..., one of {listing(others)}" if others else ""
