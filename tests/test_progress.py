@@ -317,6 +317,7 @@ def test_a_notebook_without_widgets_keeps_a_last_line():
     assert bar["text/plain"].startswith("training: 20/20 epochs (100%), train ")
     assert "<progress" in bar["text/html"]
     assert "widget" not in str(notebook.metadata) + str(outputs)
+    assert "<strong>SCVI: " in cells[1].outputs[0].data["text/html"]
 
 
 def test_train_says_nothing_without_progress(file):

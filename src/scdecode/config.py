@@ -11,6 +11,7 @@ import numpy as np
 
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import Seed
+from scdecode._utils.notebook import Shown
 from scdecode.errors import ConfigError, check_choice, check_integer, check_number, suggestion
 
 GeneLikelihood = Literal["zinb", "nb", "poisson", "normal"]
@@ -65,7 +66,7 @@ def _to_python(config: ModelConfig | ClassifierConfig | TrainConfig) -> None:
 
 @checked
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Shown):
     """The options of the generative model; names and defaults are those of scvi-tools' ``SCVI``."""
 
     n_hidden: int = 128
@@ -207,7 +208,7 @@ class ClassifierConfig:
 
 @checked
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Shown):
     """How a model is trained; names and defaults are those of scvi-tools."""
 
     max_epochs: int | None = None

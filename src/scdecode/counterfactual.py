@@ -13,6 +13,7 @@ from anndata import AnnData
 
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import Values
+from scdecode._utils.notebook import Shown
 from scdecode._utils.obs_columns import is_name
 from scdecode.decoding import QUANTILES, draw_tiles, noise_of_counting, summary
 from scdecode.devices import choose_device
@@ -26,7 +27,7 @@ from scdecode.pseudocounts import PSEUDOCOUNT, pseudocounts
 
 
 @dataclass(frozen=True, eq=False)
-class Counterfactual:
+class Counterfactual(Shown):
     """One path in several conditions; made by :func:`counterfactual`."""
 
     expression: AnnData

@@ -14,6 +14,7 @@ from anndata import AnnData
 from scdecode._utils.checks import checked
 from scdecode._utils.levels import Category
 from scdecode._utils.names import are_numbers, as_names
+from scdecode._utils.notebook import Shown
 from scdecode.decoding import Request, Tile, draw_tiles, noise_of_counting, summary
 from scdecode.devices import choose_device
 from scdecode.errors import InputError, PointsError, listing
@@ -28,7 +29,7 @@ MODELS = "std_models"
 
 
 @dataclass(frozen=True, eq=False)
-class Ensemble:
+class Ensemble(Shown):
     """Models of the same genes, trained from other seeds or on other halves of the cells.
 
     One model does not know how far it is off; several that were trained alike and disagree show it. Each has a latent

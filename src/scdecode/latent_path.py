@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from scdecode._utils.checks import checked
+from scdecode._utils.notebook import Shown
 from scdecode.errors import InputError, PointsError, SupportWarning, unknown_name, warn
 from scdecode.formats.path_files import read_path_file, write_path_file
 from scdecode.path_inputs import part_of, shared_conditions
@@ -29,7 +30,7 @@ class _NoSuchLineageError(InputError, IndexError):
 
 @checked
 @dataclass(frozen=True, eq=False)
-class LatentPath:
+class LatentPath(Shown):
     """Points along one path or along several, in order, with the spread of the cells around each."""
 
     points: np.ndarray

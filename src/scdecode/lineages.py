@@ -23,6 +23,7 @@ from anndata import AnnData
 
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import Values
+from scdecode._utils.notebook import Shown
 from scdecode.errors import InputError, PointsError, listing, unknown_name
 from scdecode.path_inputs import by_lineage, cell_numbers, check_all_names, column_names, lineage_names, named_alike
 from scdecode.points import as_numpy
@@ -55,8 +56,8 @@ _SLINGSHOT_WEIGHTS = ("slingshot_weight", "slingCurveWeights", "slingshot.weight
 _UNCONNECTED = 1e-12  # a connectivity below that connects nothing
 
 
-@dataclass(frozen=True, eq=False)
-class Lineage:
+@dataclass(frozen=True, eq=False, repr=False)
+class Lineage(Shown):
     """How far each cell is along a lineage, and how much it belongs to it."""
 
     name: str

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scdecode._utils.notebook import Shown
 from scdecode.cells import Cells
 from scdecode.config import TrainConfig
 from scdecode.errors import ConfigError
@@ -43,8 +44,8 @@ class SparseMinibatch:
         return len(self.rows)
 
 
-@dataclass(frozen=True, eq=False)
-class Split:
+@dataclass(frozen=True, eq=False, repr=False)
+class Split(Shown):
     """Positions of the cells of each set, each ``int64`` and one-dimensional."""
 
     train: np.ndarray

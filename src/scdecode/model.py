@@ -346,6 +346,7 @@ class SCVI:
         """Whether the model has trained weights."""
         return self._trained
 
+    device = describing.device
     train_indices = describing.positions("train")
     validation_indices = describing.positions("validation")
     test_indices = describing.positions("test")
@@ -495,6 +496,5 @@ class SCVI:
             """What scvi-tools' models have and this has not is an error that says what to do instead."""
             raise AttributeError(describing.missing_attribute(type(self).__name__, name), name=name, obj=self)
 
-    def __repr__(self) -> str:
-        """The size, the options and the state, in two lines."""
-        return describing.in_two_lines(self)
+    __repr__ = describing.in_two_lines
+    _repr_html_ = describing.in_html

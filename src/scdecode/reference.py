@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scdecode._utils.notebook import Shown
 from scdecode.cells import Cells
 from scdecode.encoding import encode, latent_mean
 from scdecode.errors import CountsError
@@ -15,8 +16,8 @@ MAX_REFERENCE = 20_000
 """Cells that are kept, at most."""
 
 
-@dataclass(frozen=True, eq=False)
-class Reference:
+@dataclass(frozen=True, eq=False, repr=False)
+class Reference(Shown):
     """Latents of up to :data:`MAX_REFERENCE` training cells, with their conditions."""
 
     latent_rk: np.ndarray  # (r, k) float32: the posterior mean of the latent point

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from scdecode._utils.levels import Category
+from scdecode._utils.notebook import Shown
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def columns_to_dict(columns: Columns) -> dict[str, Any]:
     return {key: value for key, value in named.items() if value not in (None, []) and value is not False}
 
 
-@dataclass(frozen=True, eq=False)
-class TrainingConditions:
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainingConditions(Shown):
     """The conditions that occurred together in the training cells, one a row, with how many cells had them.
 
     Where there are continuous covariates, the cells of one combination of batch and covariates are cut into up to
@@ -67,8 +68,8 @@ class TrainingConditions:
     n_cells_m: np.ndarray  # (rows,) int64
 
 
-@dataclass(frozen=True, eq=False)
-class Schema:
+@dataclass(frozen=True, eq=False, repr=False)
+class Schema(Shown):
     """Everything a model knows by name."""
 
     genes: tuple[str, ...]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scdecode._utils.notebook import Shown
 from scdecode.kernels.threads import own_threads, side_by_side
 
 FAR = 99.0
@@ -26,8 +27,8 @@ _ROUNDING = 4e-6  # of a point's squared distance from the centre: what a matrix
 _SAME = 0.02  # of the typical distance: a point this near to a reference cell is that cell, perhaps in float16
 
 
-@dataclass(frozen=True, eq=False)
-class Support:
+@dataclass(frozen=True, eq=False, repr=False)
+class Support(Shown):
     """The reference cells against which points are measured; made by :func:`make_support`."""
 
     landmarks_gmk: Tensor  # (groups, cells, k) float32, around the centre: far from zero, distances would cancel

@@ -11,6 +11,7 @@ import pandas as pd
 
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import ConditionTable, LibrarySize, NamesLike, PerPoint, Seed, SpreadLike
+from scdecode._utils.notebook import Shown
 from scdecode.dynamics.pairs import aligned, difference_table, differences, since
 from scdecode.dynamics.routes import Route, read_routes
 from scdecode.dynamics.shapes import LEAST_SCORE, MIN_CHANGE
@@ -24,7 +25,7 @@ _SAID = ("batch", "labels", "categorical", "continuous", "library_size")
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Shown):
     """Where two paths part; made by :func:`compare`. All differences are log2, the second path over the first."""
 
     names: tuple[str, str]

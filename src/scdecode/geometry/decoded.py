@@ -25,6 +25,7 @@ from torch import Tensor
 
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import ConditionTable, IndicesLike, LibrarySize, NamesLike, PerPoint
+from scdecode._utils.notebook import Shown
 from scdecode.conditions import resolve
 from scdecode.decoding import gene_positions, library_sizes, slot_inputs
 from scdecode.errors import ConditionError, InputError, PointsError, check_choice, listing
@@ -53,8 +54,8 @@ class Slot:
         return self.function(z).joined()
 
 
-@dataclass(frozen=True, eq=False)
-class ParameterMap:
+@dataclass(frozen=True, eq=False, repr=False)
+class ParameterMap(Shown):
     """Latent points to the parameters of the likelihood; made by :func:`parameter_map` or :meth:`of_function`."""
 
     gene_likelihood: str

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import ConditionTable, LibrarySize, PerPoint
+from scdecode._utils.notebook import Shown
 from scdecode.errors import ConvergenceWarning, InputError, PointsError, check_integer, check_number, unknown_name, warn
 from scdecode.geometry.decoded import DecoderLike, ParameterMap, parameter_map
 from scdecode.geometry.metric import length_of
@@ -42,7 +43,7 @@ _LONGER = 1e-3  # of the straight line: longer by less is as long
 
 
 @dataclass(frozen=True, eq=False)
-class Geodesic:
+class Geodesic(Shown):
     """A path of least energy; made by :func:`geodesic`. ``model.decode`` takes it as it is."""
 
     points: np.ndarray  # (n, k) float32, evenly spaced by metric length

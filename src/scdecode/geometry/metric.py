@@ -19,6 +19,7 @@ from torch import Tensor
 
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import ConditionTable, LibrarySize, PerPoint
+from scdecode._utils.notebook import Shown
 from scdecode.errors import PointsError
 from scdecode.geometry.decoded import DecoderLike, ParameterMap, Slot, map_along, push
 from scdecode.geometry.divergences import fisher_information, kl_divergence
@@ -29,8 +30,8 @@ _NODES = 100
 """Places along a path, at least, at which its speed is measured."""
 
 
-@dataclass(frozen=True, eq=False)
-class PathLength:
+@dataclass(frozen=True, eq=False, repr=False)
+class PathLength(Shown):
     """How long a path is in the metric."""
 
     segments: np.ndarray  # (n - 1,) float64: lengths between consecutive points

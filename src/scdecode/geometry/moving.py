@@ -27,6 +27,7 @@ from torch import Tensor
 
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import ConditionTable, LibrarySize, PerPoint, Values
+from scdecode._utils.notebook import Shown
 from scdecode.errors import (
     ConvergenceWarning,
     InputError,
@@ -50,7 +51,7 @@ _EDGE_HALVINGS = 12  # towards the edge of the support
 
 
 @dataclass(frozen=True, eq=False)
-class Move:
+class Move(Shown):
     """A way to change genes; made by :func:`move`. ``model.decode`` takes it as it is."""
 
     points: np.ndarray  # (n, k) float32, from the start to where it got

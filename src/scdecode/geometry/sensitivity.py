@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import ConditionTable, NamesLike, PerPoint
+from scdecode._utils.notebook import Shown
 from scdecode.errors import check_integer, check_number
 from scdecode.geometry.decoded import DecoderLike, ParameterMap, map_along
 from scdecode.kernels.threads import own_threads
@@ -26,7 +27,7 @@ _NODES = 3  # of the quadrature on each piece of a segment
 
 
 @dataclass(frozen=True, eq=False)
-class Sensitivity:
+class Sensitivity(Shown):
     """How the log scale of each gene changes with each latent dimension; made by :func:`sensitivity`."""
 
     mean: pd.DataFrame  # genes x Z_0, Z_1, ...: the derivative of log scale, averaged over the points
@@ -64,7 +65,7 @@ class Sensitivity:
 
 
 @dataclass(frozen=True, eq=False)
-class Attribution:
+class Attribution(Shown):
     """What each latent dimension did to a gene along a path; made by :func:`attribution`."""
 
     contributions: pd.DataFrame  # genes x Z_0, Z_1, ...: parts of the change of log scale
