@@ -126,7 +126,8 @@ def _take_flag(value: Any) -> Any:
 
 def _take_integer(value: Any) -> Any:
     if type(value) is not int:
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        whole = isinstance(value, float | np.floating) and value.is_integer()  # 10.0, of a table or a search
+        if isinstance(value, bool) or not (whole or isinstance(value, numbers.Integral)):
             return REFUSED
         value = int(value)
     return value if abs(value) <= _LARGEST_INTEGER else REFUSED

@@ -111,6 +111,8 @@ def _take_names(value: Any) -> Any:
 
 
 def _take_seed(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         return REFUSED
     return int(value) if int(value).bit_length() <= 128 else REFUSED
