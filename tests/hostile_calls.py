@@ -1,0 +1,270 @@
+"""Every public function with arguments that it takes, so that one of them can be made hostile."""
+
+import copy
+import inspect
+import random
+import signal
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from hostile_values import public
+from matplotlib import pyplot as plt
+from small_models import make_adata
+
+import scdecode as sd
+from scdecode.errors import ScdecodeError
+from scdecode.geometry.divergences import Parameters
+
+RESULTS = {
+    "Attribution",
+    "Comparison",
+    "Counterfactual",
+    "Fisher",
+    "Geodesic",
+    "Lineage",
+    "Move",
+    "ParameterMap",
+    "Parameters",
+    "PathLength",
+    "Sensitivity",
+}
+"""Classes whose objects functions return; their constructors keep what they are given."""
+
+CHANGING = {"train", "attach_reference", "setup_anndata", "__init__", "from_scvi_model"}
+"""Methods that change a model or an AnnData, which is then a copy."""
+
+LONGEST = 20
+"""Seconds of one call; a longer one hangs."""
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """An argument that is made anew for each call, which may change it."""
+
+    make: Callable[[], Any]
+
+
+class Bench:
+    """Small models of every class, cells, a path, and results made of them."""
+
+    def __init__(self, folder: Path) -> None:
+        warnings.simplefilter("ignore")
+        self.adata = make_adata(80, 12)
+        options = {"n_latent": 3, "n_hidden": 8}
+        for kind, key in ((sd.SCVI, "scvi"), (sd.LinearSCVI, "linear")):
+            kind.setup_anndata(self.adata, batch_key="batch")
+            model = kind(self.adata, gene_likelihood="nb", **options)
+            model.train(2, device="cpu", progress=False)
+            setattr(self, key, model)
+        sd.SCVI.setup_anndata(self.adata, batch_key="batch")
+        labelled = self.adata.copy()
+        sd.SCANVI.setup_anndata(labelled, "cell_type", "unknown", batch_key="batch")
+        self.scanvi = sd.SCANVI(labelled, **options)
+        self.scanvi.train(1, device="cpu", progress=False)
+        self.saved = folder / "model"
+        self.scvi.save(self.saved)
+        self.z = self.scvi.get_latent_representation()
+        time = np.arange(80) / 80
+        self.path = sd.Trajectory.along_pseudotime(self.scvi.posterior(), time, n_points=5)
+        self.decoded = self.scvi.decode(self.path, n_samples=4)
+        self.table = sd.dynamics.gene_dynamics(self.scvi, self.path, n_samples=4)
+        self.adata.obs["palantir_pseudotime"] = time
+        self.simulated = sd.datasets.simulate_branching(20, 10)
+        self.objects = {
+            "SCVI": self.scvi,
+            "LinearSCVI": self.linear,
+            "SCANVI": self.scanvi,
+            "Ensemble": sd.Ensemble([self.scvi, self.scvi]),
+            "Trajectory": self.path,
+            "ModelConfig": sd.ModelConfig(),
+            "TrainConfig": sd.TrainConfig(),
+            "ParameterMap": sd.geometry.parameter_map(self.scvi, batch="batch_1"),
+            "Sensitivity": sd.geometry.sensitivity(self.scvi, self.path),
+            "Comparison": sd.dynamics.compare(self.scvi, self.path, self.path, n_points=5, n_samples=4),
+            "Counterfactual": sd.counterfactual(self.scvi, self.path, "batch", n_samples=4),
+            "Parameters": Parameters(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3)),
+        }
+        self.objects["Fisher"] = sd.geometry.fisher_information("nb", self.objects["Parameters"])
+        self.by_name = {
+            "adata": Fresh(self.adata.copy),
+            "ax": Fresh(lambda: plt.figure().gca()),
+            "cells": self.z,
+            "branch": "branch_1",
+            "dir_path": "saved",
+            "end": self.z[1],
+            "epoch": 1,
+            "expression": self.decoded,
+            "field": lambda t, z: 0 * z + 1,
+            "first": self.objects["Parameters"],
+            "second": self.objects["Parameters"],
+            "parameters": self.objects["Parameters"],
+            "function": torch.exp,
+            "gene_likelihood": "nb",
+            "genes": ["gene_01"],
+            "labels_key": "cell_type",
+            "mean": torch.zeros(2, 3),
+            "zero": None,
+            "model": self.scvi,
+            "models": [self.scvi, self.scvi],
+            "n": 3,
+            "n_cells": 30,
+            "n_directions": 2,
+            "n_latent": 3,
+            "n_points": 5,
+            "over": "batch",
+            "path": self.path,
+            "path_a": self.path,
+            "path_b": self.path,
+            "paths": {"a": self.path},
+            "place": "points",
+            "point": self.z[0],
+            "points": self.z[:4],
+            "pseudotime": time,
+            "rows": slice(0, 1),
+            "scvi_model": Fresh(lambda: copy.deepcopy(self.scvi)),
+            "source": self.saved,
+            "start": self.z[0],
+            "t": [0.0, 0.5, 1.0],
+            "table": self.table,
+            "target": "converted",
+            "targets": {"gene_01": "+"},
+            "unlabeled_category": "unknown",
+            "values": torch.zeros(4, 6),
+            "velocity_rk": np.ones_like(self.z),
+            "waypoints": [self.z[0], self.z[1]],
+            "z": self.z,
+            "z0": self.z[0],
+            "z_rk": self.z,
+        }
+        few = {"n_samples": 2}
+        self.by_function = {
+            "scdecode.load": {"path": self.saved},
+            "scdecode.plot.save": {"path": "picture.png"},
+            "scdecode.datasets.simulate_branching": {"n_cells": 20, "n_genes": 10},
+            "scdecode.datasets.true_scale": {"adata": self.simulated, "pseudotime": 0.5},
+            "scdecode.geometry.geodesic": {"max_iterations": 2, "n_points": 5},
+            "scdecode.geometry.move": {"z": self.z[0], "n_steps": 2},
+            "scdecode.geometry.attribution": {"tolerance": 0.1},
+            "scdecode.dynamics.compare": {"n_points": 5, **few},
+            "scdecode.dynamics.gene_dynamics": few,
+            "scdecode.counterfactual": few,
+            "scdecode.refit": {"n_bins": 5, "n_courses": 4},
+            "scdecode.lineages.read_lineages": {"source": "palantir", "adata": self.adata},
+            "scdecode.decode_arguments": {"adata": self.decoded},
+            "Trajectory.from_points": {"model": self.scvi},
+            "Trajectory.from_lineages": {
+                "adata": self.adata,
+                "pseudotime": "palantir_pseudotime",
+                "source": "auto",
+                "n_points": 5,
+            },
+            "Trajectory.__init__": {"points": self.path.points, "time": self.path.time},
+            "Ensemble.decode": {"points": [self.path, self.path]},
+            "Ensemble.paths": {"points": [self.path, self.path]},
+            "ParameterMap.of_function": {"function": lambda z: z.exp(), "gene_likelihood": "normal"},
+            "ParameterMap.jacobian": {"z": torch.zeros(2, 3)},
+            "ParameterMap.log_mean": {"z": torch.zeros(2, 3)},
+        }
+        self.by_method = {
+            "distribution": {"z": torch.tensor(self.z[:3])},
+            "train": {"max_epochs": 1, "device": "cpu", "progress": False},
+            "get_marginal_ll": {"n_mc_samples": 3, "indices": [0, 1]},
+            "get_feature_correlation_matrix": {"n_samples": 1, "indices": [0, 1, 2]},
+            "between": {"n_points": 5},
+            "through": {"n_points": 5},
+            "along_pseudotime": {"n_points": 5, "bandwidth": 0.2},
+            "load": {"dir_path": self.saved},
+            "decode": {"points": self.z[:3]},
+        }
+
+    def calls(self) -> dict:
+        """Return every public function with its good arguments: name -> (function, what it is bound to, arguments)."""
+        found = {}
+        for name, (function, kind) in public().items():
+            method = name.rpartition(".")[2]
+            if kind is not None and method == "__init__" and kind.__name__ in RESULTS:
+                continue
+            parameters = list(inspect.signature(function).parameters.values())
+            bound = self._bound(name, function, kind, method)
+            parameters = [p for p in parameters[bound is not None :] if p.kind not in (p.VAR_POSITIONAL,)]
+            given = self.by_method.get(method, {}) if kind is not None else {}
+            given = given | self.by_function.get(name, {})
+            for p in parameters:
+                if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in given:
+                    given[p.name] = self.by_name[p.name]  # KeyError: a new required argument; add a good value of it
+            found[name] = (function, bound, given, [p for p in parameters if p.name not in ("self", "cls")])
+        return found
+
+    def _bound(self, name, function, kind, method):
+        if kind is None:
+            return None
+        if isinstance(inspect.getattr_static(kind, method), classmethod) or method == "__init__":
+            return kind
+        return self.objects[kind.__name__]
+
+
+def run(function, bound, arguments) -> str | None:
+    """Call a function; return what it raised that is not ours, in words."""
+    arguments = {name: value.make() if isinstance(value, Fresh) else value for name, value in arguments.items()}
+    method = function.__name__
+    if method == "__init__":
+        call = bound
+    elif isinstance(bound, type):
+        call = getattr(bound, method)
+    elif bound is None:
+        call = function
+    else:
+        call = function.__get__(copy.deepcopy(bound) if method in CHANGING else bound)
+    before = states()
+    try:
+        with limited(LONGEST), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            call(**arguments)
+    except ScdecodeError as error:
+        message = str(error)
+        if len(message) > 500 or not message.isprintable():
+            return f"message of {len(message)} characters: {message[:200]!r}"
+    except Exception as error:
+        where = error.__traceback__
+        while where.tb_next is not None and "scdecode" in where.tb_next.tb_frame.f_code.co_filename:
+            where = where.tb_next
+        place = f"{Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}"
+        return f"{type(error).__name__} at {place}: {str(error)[:150]!r}"
+    changed = [name for name, (a, b) in zip(NAMES, zip(before, states(), strict=True), strict=True) if a != b]
+    return f"global state changed: {changed}" if changed else None
+
+
+@contextmanager
+def limited(seconds):
+    def stop(*_):
+        raise TimeoutError(f"longer than {seconds} s")
+
+    old = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, old)
+
+
+NAMES = ("random", "numpy", "torch", "dtype", "grad", "threads")
+
+
+def states():
+    """Global states that no call may change."""
+    return (
+        random.getstate(),
+        np.random.get_state()[2],
+        torch.get_rng_state().sum().item(),
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+    )
