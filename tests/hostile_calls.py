@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from hostile_values import public
 from matplotlib import pyplot as plt
@@ -262,7 +261,7 @@ def states():
     """Global states that no call may change."""
     return (
         random.getstate(),
-        np.random.get_state()[2],
+        np.random.get_state()[2],  # noqa: NPY002
         torch.get_rng_state().sum().item(),
         torch.get_default_dtype(),
         torch.is_grad_enabled(),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import numpy as np
 import pandas as pd
 
 from scdecode._utils.checks import checked
-from scdecode._utils.checks.kinds import NamesLike
+from scdecode._utils.checks.kinds import GeneTable, NamesLike
 from scdecode.errors import InputError, check_integer, listing, unknown_name
 
 _WHEN = {"up": "fastest_time", "down": "fastest_time", "transient": "peak_time", "valley": "trough_time"}
@@ -18,7 +16,7 @@ ORDER = ("down", "transient", "valley", "up")
 
 @checked
 def cascade(
-    table: Annotated[pd.DataFrame, "the table of gene_dynamics"],
+    table: GeneTable,
     *,
     shapes: NamesLike | str = ORDER,
     n_top: int | None = None,

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import GeneTable
 from scdecode.errors import InputError, check_integer, listing, unknown_name
 from scdecode.plot import axes as ax_
 from scdecode.plot.axes import COLOURS, PALE
@@ -31,7 +32,7 @@ _NEEDED = ("log2_fold_change", "score", "shape")
 
 @checked
 def change(
-    table: pd.DataFrame, *, label: int | Sequence[str] = 12, threshold: float | None = None, ax: Axes | None = None
+    table: GeneTable, *, label: int | Sequence[str] = 12, threshold: float | None = None, ax: Axes | None = None
 ) -> Axes:
     """Each gene's log2 fold change from start to end of a path against the score of its change.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from scdecode.plot.axes import FAR_WORDS, INK
 from scdecode.plot.latent_view import check_colour, draw_scene, looks_of, name_ends, places_of
 from scdecode.plot.planes import embedded_plane, principal_plane
 from scdecode.plot.routes import Route, routes_of
-from scdecode.points import conditions_of
+from scdecode.points import PointsLike, conditions_of
 from scdecode.support import FAR
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ _SAME = 0.02
 @checked
 def compare_paths(
     model: SCVI,
-    paths: Mapping[str, Any],
+    paths: Annotated[Mapping[str, Any], "a mapping of names to paths"],
     *,
-    cells: np.ndarray | None = None,
-    colour: Sequence[Any] | None = None,
+    cells: PointsLike | None = None,
+    colour: Values = None,
     embedding: Values = None,
     spread: bool = False,
     **conditions: PerPoint,

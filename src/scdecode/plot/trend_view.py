@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from anndata import AnnData
@@ -59,7 +59,7 @@ def trends(
     expression: AnnData,
     genes: NamesLike | str,
     *,
-    cells: AnnData | None = None,
+    cells: Annotated[AnnData | None, "an AnnData with counts, or None"] = None,
     time: Values = None,
     lineage: Values = None,
     layer: str | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import importlib
 import inspect
 import math
 import numbers
@@ -22,6 +23,9 @@ REFUSED: Final = object()
 
 _NO_LISTS: Final = (str, bytes, bytearray, memoryview, type, Iterator)
 """Collections to Python, and no lists of values: an iterator can be read once, and may have no end."""
+
+_EXTRAS: Final = {"Axes": "matplotlib.axes", "Figure": "matplotlib.figure"}
+"""Types of extras in annotations, and where they are."""
 
 _LARGEST_INTEGER: Final = 2**63 - 1
 """numpy and torch count in 64 bits."""
@@ -359,7 +363,19 @@ def resolve_hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the hints of a function's parameters, evaluated where it was written; that of its result is left out."""
     own = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
     holder = types.SimpleNamespace(__annotations__=own)
-    return typing.get_type_hints(holder, globalns=_globals_of(function), include_extras=True)
+    return typing.get_type_hints(holder, _globals_of(function), _extras_of(own.values()), include_extras=True)
+
+
+def _extras_of(hints: Iterable[Any]) -> dict[str, Any]:
+    """Types of packages that are imported for type checkers alone; where one is not installed, anything passes."""
+    found: dict[str, Any] = {}
+    for name, module in _EXTRAS.items():
+        if any(name in str(hint) for hint in hints):
+            try:
+                found[name] = getattr(importlib.import_module(module), name)
+            except ImportError:  # the function says so
+                found[name] = Any
+    return found
 
 
 def _globals_of(function: Callable[..., Any]) -> dict[str, Any]:

@@ -179,5 +179,8 @@ LevelName: TypeAlias = Annotated[Any, Kind(_take_level, "one name or number", Co
 Decoded: TypeAlias = Annotated[AnnData, "the AnnData that model.decode(path) returns"]
 """Decoded expression."""
 
+GeneTable: TypeAlias = Annotated[pd.DataFrame, "the table of gene_dynamics"]
+"""Genes with their shapes, as :func:`scdecode.dynamics.gene_dynamics` returns them."""
+
 Values: TypeAlias = Annotated[Any, data("a name, a number, or an array or list of them")]
 """Names or numbers in any form."""
