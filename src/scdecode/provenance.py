@@ -260,6 +260,8 @@ def decode_arguments(adata: AnnData) -> dict[str, Any]:
             "adata: it has no arguments of one model.decode(...), as a result of sd.counterfactual, of which each "
             "condition has its own, or of sd.refit; the result of model.decode was expected"
         )
+    if "shape" not in made:  # anndata.concat with uns_merge="same" keeps what the results have in common
+        raise InputError("adata: it has rows of several results; one result of model.decode was expected")
     arguments = json.loads(made["arguments"])
     n_points = int(np.prod(made["shape"], dtype=int))
     first = adata.obs["draw"].to_numpy() == 0 if "draw" in adata.obs else np.ones(adata.n_obs, dtype=bool)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,17 @@ from scdecode.files import replacing
 from scdecode.results import write_h5ad
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")
+_COUNTED = re.compile(r"(.*?)([0-9]{1,5})")
 _DECODED_FORMAT = "%.6g"  # digits of decoded expression, whose error bars are far wider
 _EXACT_FORMAT = "%.9g"  # digits that give the same float32 when they are read again
 
 
 def read_points_file(path: str | Path) -> Any:
-    """Points as an array (.npy), a table of numbers with a first column of names (.csv, .tsv) or an AnnData.
+    """Points as an array (.npy), a table of numbers (.csv, .tsv, also compressed) or an AnnData (.h5ad, .zarr).
+
+    The first row of a table has the names of its columns, the first column those of the points. Without a column of
+    names, as of ``to_csv(index=False)``, the names of the columns must count: ``0, 1, ...`` or ``latent_0, ...``.
 
     Raises
     ------
@@ -29,18 +36,17 @@ def read_points_file(path: str | Path) -> Any:
         Where the file is not there, is of another kind, or holds no numbers.
     """
     path = Path(path)
-    if path.suffix in (".h5ad", ".zarr"):
+    ending = _ending(path)
+    if ending in (".h5ad", ".zarr"):
         return open_anndata(path)
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; points as .npy, .csv, .tsv, .h5ad or .zarr were expected")
     try:
-        if path.suffix == ".npy":
+        if ending == ".npy":
             return np.load(path, allow_pickle=False)
-        if path.suffix in _SEPARATORS:
-            table = pd.read_csv(path, sep=_SEPARATORS[path.suffix], index_col=0)
-            _check_header(path, table)
-            return table
-    except (ValueError, EOFError) as error:
+        if ending in _SEPARATORS:
+            return _read_table(path, _SEPARATORS[ending])
+    except (ValueError, EOFError, OSError, zlib.error) as error:
         if isinstance(error, PointsError):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -48,16 +54,45 @@ def read_points_file(path: str | Path) -> Any:
     raise InputError(f"{path}: {path.suffix!r} came, points as .npy, .csv, .tsv, .h5ad or .zarr were expected")
 
 
-def _check_header(path: Path, table: pd.DataFrame) -> None:
-    """Raise :class:`PointsError` where the names of the columns are numbers: a first point that was read as names."""
+def _ending(path: Path) -> str:
+    """The ending of a name in lower case; of a compressed table the one before."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes[-1:] and suffixes[-1] in _COMPRESSED and suffixes[-2:-1] and suffixes[-2] in _SEPARATORS:
+        return suffixes[-2]
+    return suffixes[-1] if suffixes else ""
+
+
+def _read_table(path: Path, separator: str) -> pd.DataFrame:
+    """A table of points, its first column as names unless the header says that it is a dimension."""
+    how: dict[str, Any] = {"sep": separator, "encoding": "utf-8-sig"}
+    header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **how).iloc[0].tolist()
+    if _count_up(header):
+        return pd.read_csv(path, **how)
+    if _are_numbers(header[1:]) and not _count_up(header[1:]):  # a first point that was read as names
+        raise PointsError(
+            f"{path}: its first row is numbers; a first row with the names of the columns was expected, and a first "
+            "column with the names of the points"
+        )
+    label = header[0] or "Unnamed: 0"  # as pandas calls it
+    return pd.read_csv(path, dtype={label: str}, **how).set_index(label).rename_axis(index=header[0] or None)
+
+
+def _count_up(names: Sequence[str]) -> bool:
+    """Whether names are those of dimensions, counted from 0 or 1: ``0, 1, 2`` or ``latent_0, latent_1, latent_2``."""
+    found = [_COUNTED.fullmatch(name) for name in names]
+    numbers = [int(match[2]) for match in found if match is not None]
+    starts = {match[1] for match in found if match is not None}
+    if len(numbers) < len(names) or not numbers or len(starts) > 1 or numbers[0] > 1:
+        return False
+    return numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
     try:
-        [float(name) for name in table.columns]
+        [float(name) for name in names]
     except ValueError:
-        return
-    raise PointsError(
-        f"{path}: its first row is numbers; a first row with the names of the columns was expected, and a first column "
-        "with the names of the points"
-    )
+        return False
+    return True
 
 
 def write_latents(path: str | Path, latents: np.ndarray, adata: AnnData, key: str, *, overwrite: bool = False) -> None:

@@ -359,17 +359,11 @@ def _check_way(ends: dict[str, Any], ordered: dict[str, Any], how: str) -> None:
 def _between(
     model: Any, adata: Any, names: list[str], key: str, n_points: int, how: str, spread: bool, asked: dict[str, Any]
 ) -> Any:
+    from scdecode.joining import cells_of_groups
     from scdecode.trajectory import Trajectory
 
-    category = adata.obs[key].astype(str).to_numpy()
     options = ["--from", *["--through"] * (len(names) - 2), "--to"]
-    for option, name in zip(options, names, strict=True):
-        if name not in category:
-            raise InputError(unknown_name(option, name, sorted(set(category)), f"categories of {key!r}"))
-    # the normal posterior of a logistic normal is that of z before its softmax, and no latent point
-    normal = model.config.latent_distribution == "normal"
-    encode = model.posterior if normal else model.get_latent_representation
-    places = [encode(adata[category == name]) for name in names]
+    places = cells_of_groups(model, adata, names, key, options)
     return Trajectory.through(model, places, n_points, how, spread=spread, **asked)
 
 

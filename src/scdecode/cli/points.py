@@ -74,7 +74,11 @@ def decode(
     model: Model,
     points: Annotated[
         Path,
-        typer.Argument(help="Points: .npy, .csv, .tsv, .h5ad or .zarr.", metavar="POINTS", show_default=False),
+        typer.Argument(
+            help="Points: .npy, .csv, .tsv, .h5ad, .zarr, or the .safetensors of a path that was saved.",
+            metavar="POINTS",
+            show_default=False,
+        ),
     ],
     out: Annotated[Path, typer.Option(help=".h5ad or .zarr (streamed), .csv or .tsv.", show_default=False)],
     batch: Batch = None,
@@ -93,13 +97,15 @@ def decode(
     seed: Seed = 0,
 ) -> None:
     """Decode latent points, which need be no cell's, to gene expression."""
+    from scdecode.formats.path_files import ENDING
     from scdecode.opening import load
     from scdecode.tables import read_points_file
+    from scdecode.trajectory import Trajectory
 
     check_result(out, overwrite)
     write_decoded(
         load(model),
-        read_points_file(points),
+        Trajectory.load(points) if points.suffix == ENDING else read_points_file(points),
         out,
         overwrite=overwrite,
         use_rep=use_rep,
