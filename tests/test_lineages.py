@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from scdecode.errors import InputError
+from scdecode.errors import InputError, PointsError
 from scdecode.lineages import Lineage, read_lineages
+from scdecode.path_inputs import by_lineage
 
 DATA = Path(os.environ.get("SCDECODE_DATA") or Path(__file__).parents[2] / "shared" / "data")
 N = 30
@@ -264,3 +265,221 @@ def test_slingshot_of_real_cells():
         inside = lineage.weight_n > 0
         np.testing.assert_array_equal(lineage.pseudotime_n[inside], adata.obs[f"slingshot_pseudotime_{number}"][inside])
         assert np.isnan(lineage.pseudotime_n[~inside]).all()
+
+
+# -- numbers of clusters, categories of numbers
+
+
+WHOLE = np.tile([0, 1, 2], N // 3)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        WHOLE,
+        WHOLE.astype(np.uint8),
+        WHOLE.astype(float),
+        np.where(np.arange(N) > 3, WHOLE, np.nan),
+        pd.array(np.where(np.arange(N) > 3, WHOLE, None), dtype="Int64"),
+        WHOLE.astype(object),
+        WHOLE - 1,
+        2 * (WHOLE % 2),
+        np.ma.masked_array(WHOLE, mask=np.arange(N) < 2),
+    ],
+    ids=["int", "uint8", "float", "NaN", "Int64", "object", "-1", "0 and 2", "masked"],
+)
+def test_whole_numbers_may_be_clusters(cells, values):
+    """Cluster 0 would be left out, and cluster 2 count twice: an error says how to say which is meant."""
+    cells.obs["age"] = TIME
+    cells.obs["leiden"] = np.ma.filled(values.astype(float), np.nan) if np.ma.isMaskedArray(values) else values
+    message = "whole numbers up to [12], which may be the numbers of clusters or weights"
+    if cells.obs["leiden"].max() > 1:
+        with pytest.raises(InputError, match=message):
+            read_lineages(cells, pseudotime="age", weights="leiden")
+        for given in (values, cells.obs["leiden"], {"a": values}, cells.obs[["leiden"]]):
+            with pytest.raises(InputError, match=message):
+                by_lineage("weights", given)
+        with pytest.raises(InputError, match=message):
+            read_lineages(cells, pseudotime="age", weights=cells.obs["leiden"])
+    named = cells.obs["leiden"].astype("category")
+    cells.obs["leiden"] = named
+    found = read_lineages(cells, pseudotime="age", weights="leiden")
+    assert list(found) == [str(level) for level in named.cat.categories]
+    for name, lineage in found.items():
+        np.testing.assert_array_equal(lineage.weight_n, (named.astype(str) == name) & np.isfinite(TIME))
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_clusters_by_number_are_names_where_they_are_categories(cells, tmp_path, text, ordered):
+    cells.obs["age"] = TIME
+    values = WHOLE * 5
+    cells.obs["leiden"] = pd.Categorical(values.astype(str) if text else values, ordered=ordered)
+    for adata in (cells, written(cells, tmp_path)):
+        found = read_lineages(adata, pseudotime="age", weights="leiden")
+        assert set(found) == {"0", "5", "10"}
+        np.testing.assert_array_equal(found["0"].weight_n, WHOLE == 0)
+        np.testing.assert_array_equal(found["10"].weight_n, WHOLE == 2)
+        for given in (adata.obs["leiden"], adata.obs["leiden"].array, pd.CategoricalIndex(adata.obs["leiden"])):
+            assert by_lineage("weights", given)["10"].tolist() == (WHOLE == 2).astype(float).tolist()
+    cells.obs["plain"] = [str(x) for x in WHOLE]  # text in a column is a name, as scanpy has it
+    assert list(read_lineages(cells, pseudotime="age", weights="plain")) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("values", "weights"),
+    [
+        (TIME > 0.5, TIME > 0.5),
+        ((TIME > 0.5).astype(int), TIME > 0.5),
+        (np.ones(N) * 3, np.ones(N) * 3),
+        (WHOLE / 2, WHOLE / 2),
+        (WHOLE * 1.5, WHOLE * 1.5),
+        (pd.Categorical(TIME > 0.5), TIME > 0.5),
+        (pd.Categorical((TIME > 0.5).astype(str)), TIME > 0.5),
+        (pd.Categorical(WHOLE / 4), WHOLE / 4),
+        (pd.array(TIME > 0.5, dtype="boolean"), TIME > 0.5),
+    ],
+)
+def test_masks_and_fractions_are_weights(cells, values, weights):
+    cells.obs["age"], cells.obs["mine"] = TIME, values
+    (lineage,) = read_lineages(cells, pseudotime="age", weights="mine").values()
+    assert lineage.name == "mine"
+    np.testing.assert_array_equal(lineage.weight_n, np.asarray(weights, dtype=float))
+
+
+DAYS = np.repeat([1, 2, 10], N // 3)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pd.Categorical(DAYS),
+        pd.Categorical(DAYS.astype(float), ordered=True),
+        pd.Categorical(DAYS.astype(str)),
+        pd.Categorical(DAYS.astype(str), categories=["1", "2", "10", "99"], ordered=True),
+        DAYS.astype(np.int8),
+        DAYS.astype(object),
+        pd.array(DAYS, dtype="Float64"),
+    ],
+)
+def test_numeric_categories_are_pseudotimes(cells, tmp_path, values):
+    cells.obs["day"] = values
+    for adata in (cells, written(cells, tmp_path)) if isinstance(values, pd.Categorical) else (cells,):
+        found = read_lineages(adata, pseudotime="day")["all"]
+        np.testing.assert_array_equal(found.pseudotime_n, DAYS)  # and not the places of categories in their order
+    np.testing.assert_array_equal(by_lineage("pseudotime", cells.obs["day"])[None], DAYS)
+    np.testing.assert_array_equal(read_lineages(cells, pseudotime=cells.obs["day"])["all"].pseudotime_n, DAYS)
+
+
+def test_stages_that_are_no_numbers(cells):
+    cells.obs["stage"] = pd.Categorical(["E8", "E9", "E10"] * 10, ordered=True)
+    with pytest.raises(InputError, match=r"obs\['stage'\] holds category, numbers were expected .*series\.cat\.codes"):
+        read_lineages(cells, pseudotime="stage")
+    with pytest.raises(PointsError, match=r"series\.cat\.codes"):
+        by_lineage("pseudotime", cells.obs["stage"])
+    cells.obs["known"] = pd.Categorical([1.0, None, 2.0] * 10)
+    assert np.isnan(read_lineages(cells, pseudotime="known")["all"].pseudotime_n[1::3]).all()
+
+
+# -- lineages that are wanted, and others
+
+
+def test_only_the_lineages_that_are_wanted_must_have_cells(cells):
+    cells.obs["palantir_pseudotime"] = TIME
+    table = pd.DataFrame({"A": TIME, "B": 1 - TIME, "Unreached": 0.0, "odd": -1.0}, index=cells.obs_names)
+    cells.obsm["palantir_fate_probabilities"] = table
+    assert list(read_lineages(cells, lineages=["A", "B"])) == ["A", "B"]
+    assert list(read_lineages(cells, lineages="B")) == ["B"]
+    with pytest.raises(InputError, match=r"'Unreached': no cell has .* leave it out by lineages=\['A', 'B', 'odd'\]"):
+        read_lineages(cells)
+    with pytest.raises(InputError, match="lineage 'odd' are negative"):
+        read_lineages(cells, lineages=["odd"])
+    for source, options in (("auto", {"weights": table}), ("palantir", {})):
+        found = read_lineages(cells, source, **options, pseudotime="palantir_pseudotime", lineages=("B", "A"))
+        assert list(found) == ["B", "A"]
+    with pytest.raises(InputError, match="lineages: got an empty list"):
+        read_lineages(cells, lineages=[])
+    with pytest.raises(InputError, match="groups, which are for PAGA"):
+        read_lineages(cells, "palantir", lineages={"A": ("a", "b")})
+
+
+def test_names_of_lineages_may_be_numbers_or_have_slashes(cells, tmp_path):
+    cells.obs["palantir_pseudotime"] = TIME
+    cells.obsm["palantir_fate_probabilities"] = pd.DataFrame(FATES, index=cells.obs_names, columns=[3, 7])
+    assert list(read_lineages(cells, lineages=[7])) == ["7"]
+    cells.obsm["palantir_fate_probabilities"].columns = ["CD4/CD8", "a b"]
+    assert list(read_lineages(cells, lineages=["CD4/CD8"])) == ["CD4/CD8"]
+
+
+def test_cellranks_lineage_keeps_its_names(cells):
+    cells.obs["age"] = TIME
+    fates = named(FATES, ["Ery", "Mono"])
+    assert list(by_lineage("weights", fates)) == ["Ery", "Mono"]
+    for given in (fates, fates[::-1].copy()):
+        found = read_lineages(cells, pseudotime="age", weights=given)
+        assert list(found) == ["Ery", "Mono"]
+        np.testing.assert_array_equal(found["Mono"].weight_n, np.asarray(given)[:, 1])
+    cells.obsm["fates"] = fates
+    assert list(read_lineages(cells, pseudotime="age", weights="fates", lineages=["Mono"])) == ["Mono"]
+    with pytest.raises(InputError, match="names that differ"):
+        by_lineage("weights", named(FATES, ["Ery", "Ery"]))
+
+
+# -- fitted objects
+
+
+class Curve:
+    """As pcurvepy2's PrincipalCurve, of which pyslingshot has one for each lineage."""
+
+    def __init__(self, pseudotimes_interp):
+        self.pseudotimes_interp = pseudotimes_interp
+
+
+class Slingshot:
+    """As pyslingshot 0.2's, which needs numpy below 2 and cannot be installed beside this package's versions."""
+
+    curves = None
+    cell_weights = None
+
+    def fit(self):
+        self.curves = [Curve(TIME * 2), Curve(TIME * 3)]
+        self.cell_weights = np.stack([TIME < 0.6, TIME > 0.4], axis=1).astype(float)
+
+
+def test_a_fitted_slingshot(cells):
+    slingshot = Slingshot()
+    with pytest.raises(InputError, match=r"without curves; fit it first: slingshot\.fit\(\)"):
+        read_lineages(cells, slingshot)
+    slingshot.fit()
+    found = read_lineages(cells, slingshot)
+    assert list(found) == ["lineage_1", "lineage_2"]
+    for i, lineage in enumerate(found.values()):
+        np.testing.assert_array_equal(lineage.weight_n, slingshot.cell_weights[:, i])
+        inside = lineage.weight_n > 0
+        np.testing.assert_array_equal(lineage.pseudotime_n[inside], slingshot.curves[i].pseudotimes_interp[inside])
+        assert np.isnan(lineage.pseudotime_n[~inside]).all()
+        assert (lineage.time_name, lineage.source) == ("slingshot_pseudotime", "slingshot")
+    assert list(read_lineages(cells, slingshot, lineages=["lineage_2"])) == ["lineage_2"]
+    by_hand = read_lineages(
+        cells, pseudotime=slingshot.curves[1].pseudotimes_interp, weights=slingshot.cell_weights[:, 1]
+    )["all"]
+    np.testing.assert_array_equal(by_hand.pseudotime_n, found["lineage_2"].pseudotime_n)
+    with pytest.raises(InputError, match="which has its own"):
+        read_lineages(cells, slingshot, weights="type")
+    with pytest.raises(InputError, match=r"got shape \(30,\), one value a cell, \(20,\)"):
+        read_lineages(cells[:20].copy(), slingshot)
+
+
+def test_palantirs_result(cells):
+    result = type("PResults", (), {})()
+    result.pseudotime = pd.Series(TIME, cells.obs_names)
+    result.branch_probs = pd.DataFrame(FATES, index=cells.obs_names, columns=["Ery", "Mono"])
+    found = read_lineages(cells, result)
+    assert list(found) == ["Ery", "Mono"]
+    np.testing.assert_array_equal(found["Mono"].weight_n, 1 - TIME)
+    result.pseudotime = result.pseudotime[::-1]
+    with pytest.raises(InputError, match="another order"):
+        read_lineages(cells, result)
+    for other in (object(), 3, cells, FATES):
+        with pytest.raises(InputError, match="source"):
+            read_lineages(cells, other)

@@ -94,7 +94,7 @@ def cells_of_groups(model: SCVI, adata: AnnData, groups: Sequence[Any], key: str
         parts = list(group) if isinstance(group, list | tuple | set | frozenset | np.ndarray | pd.Index) else [group]
         if not parts:
             raise InputError(f"{name}: got no category, at least one of obs[{key!r}] was expected")
-        codes = known.encode(parts, name, f"categories of obs[{key!r}]")
+        codes = known.encode(parts, name, f"categories of {key!r}")
         places.append(encode(adata[np.isin(column.cat.codes, codes)]))
     return places
 
