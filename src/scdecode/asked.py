@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -17,6 +17,7 @@ from torch.distributions import Normal
 from scdecode._utils.counts_place import counts_in
 from scdecode._utils.inference import inference_on
 from scdecode._utils.levels import Category
+from scdecode._utils.names import are_numbers, check_names
 from scdecode._utils.rows import check_rows
 from scdecode.cells import UNREAD, Cells, check_cells, check_libraries, check_unchanged, read_cells
 from scdecode.config import ModelConfig
@@ -25,6 +26,7 @@ from scdecode.draws import draw_normal, make_generator
 from scdecode.encoding import BATCH_SIZE, encode_sparse, stays_sparse
 from scdecode.errors import ConditionError, CountsWarning, InputError, check_integer, listing, warn
 from scdecode.minibatches import Minibatch, gather, rows_of
+from scdecode.said import read_weights
 from scdecode.schema import Schema
 from scdecode.training import Network
 from scdecode.vae import VAE
@@ -175,25 +177,87 @@ def _rows(model: OnCells, adata: AnnData | None, indices: Any) -> np.ndarray:
     return check_rows(indices, source.n_obs, source.obs_names)
 
 
-def batch_codes(schema: Schema, transform_batch: Any) -> list[int | None]:
-    """Codes of the batches to decode in; None is a cell's own.
+Batch = int | np.ndarray | None
+"""A batch to decode cells in: its code, a code for each cell, ``(n,)``, or None for the cells' own."""
+
+
+def read_batches(schema: Schema, transform_batch: Any, cell_names: pd.Index) -> list[tuple[Batch, float]]:
+    """Return the batches to decode in with their weights, which sum to one.
 
     As in scvi-tools a number is the name of a batch too, not its code.
+
+    Parameters
+    ----------
+    schema
+        Of the model.
+    transform_batch
+        A name; a list of names to average over, or a mapping of names to weights, in which None is a cell's own batch;
+        a Series or an array of one name for each cell. An array of names that differ, and that are not as many as the
+        cells, is averaged over, as in scvi-tools.
+    cell_names
+        Names of the cells.
 
     Raises
     ------
     ConditionError
-        For a name that is none of the training batches.
+        For a name that is none of the training batches, missing names, weights that are none, and a Series of other
+        cells.
+    InputError
+        For no name at all, a name that comes twice, and an array of which it is not clear what it means.
     """
-    one = isinstance(transform_batch, str) or not isinstance(transform_batch, Iterable)
-    wanted = [transform_batch] if one else list(transform_batch)
-    if not wanted:
+    value = transform_batch.detach().cpu().numpy() if isinstance(transform_batch, Tensor) else transform_batch
+    arrays = np.ndarray | pd.Series | pd.Index | pd.api.extensions.ExtensionArray
+    if isinstance(value, arrays):
+        if np.ndim(value) > 0:
+            return _read_batch_array(schema, value, cell_names)
+        value = value.item()
+    weights = None
+    if isinstance(value, Mapping):
+        names = list(value)
+        weights = read_weights("transform_batch", list(value.values())) if names else []
+    else:
+        names = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    if not names:
         raise InputError("transform_batch: an empty list came, a batch, a list of batches or None was expected")
+    codes = [None if name is None else int(_batch_codes(schema, [name])[0]) for name in names]
+    if len(set(codes)) < len(codes):
+        raise InputError(
+            f"transform_batch: got {listing(names)}, in which a batch comes twice; expected each once; for weights "
+            "pass a mapping of names to weights"
+        )
+    weights = [1 / len(codes)] * len(codes) if weights is None else weights
+    return [(code, weight) for code, weight in zip(codes, weights, strict=True) if weight > 0]
+
+
+def _read_batch_array(schema: Schema, values: Any, cell_names: pd.Index) -> list[tuple[Batch, float]]:
+    """Read an array of names: one for each cell, or some that differ, to average over."""
+    masked = isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values)
+    array, n = np.asarray(values, dtype=object), len(cell_names)
+    if array.ndim != 1 or len(array) == 0 or masked or pd.isna(array).any():
+        what = "masked or missing names" if array.ndim == 1 and len(array) else f"an array of shape {array.shape}"
+        raise InputError(f"transform_batch: got {what}, expected names of batches, or one for each of the {n:,} cells")
+    codes_n = _batch_codes(schema, array)
+    several = len(np.unique(codes_n)) == len(codes_n)  # each batch once
+    if len(array) != n:
+        if not several:
+            raise InputError(
+                f"transform_batch: got an array of {len(array):,} names, some of them twice; expected one for each of "
+                f"the {n:,} cells; to average over batches pass a list of their names, or a mapping of names to weights"
+            )
+        return [(int(code), 1 / len(codes_n)) for code in codes_n]
+    check_names("transform_batch", values, cell_names, "cells")
+    named = isinstance(values, pd.Series) and not are_numbers(values.index)
+    if several and n > 1 and not named:
+        raise InputError(
+            f"transform_batch: got an array of {n:,} batches for {n:,} cells, which may be one for each cell or "
+            "batches to average over; pass a list of names to average over, or a Series that names the cells"
+        )
+    return [(codes_n, 1.0)]
+
+
+def _batch_codes(schema: Schema, names: Sequence[Any] | np.ndarray) -> np.ndarray:
     batches = Category("batch", ("0",)) if schema.batch is None else schema.batch  # scvi-tools calls the one batch 0
-    return [
-        None if name is None else int(batches.encode([name], "transform_batch", "training batches")[0])
-        for name in wanted
-    ]
+    return batches.encode(names, "transform_batch", "training batches")
 
 
 def gene_positions(schema: Schema, gene_list: Any) -> np.ndarray | None:
@@ -286,14 +350,12 @@ def _encode_sparse_with_library(vae: VAE, cells: Cells, batch_size: int | None) 
     return Latents(z, torch.from_numpy(library_n[:, None]).log(), None)
 
 
-def conditions_at(
-    cells: Cells, rows: np.ndarray | slice, batch: int | None, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def conditions_at(cells: Cells, rows: np.ndarray | slice, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     """Codes ``(n, c)`` and continuous covariates ``(n, d)`` of cells, in a batch; None is their own."""
     codes_nc = cells.codes_nc[rows]
     if batch is not None:
         codes_nc = codes_nc.copy()
-        codes_nc[:, 0] = batch
+        codes_nc[:, 0] = batch[rows] if isinstance(batch, np.ndarray) else batch
     continuous_nd = cells.continuous_nd[rows]
     return torch.from_numpy(codes_nc).to(device), torch.from_numpy(continuous_nd).to(device)
 

@@ -21,15 +21,16 @@ from scdecode._utils.progress import counting_progress
 from scdecode.arguments import refuse_loaders
 from scdecode.asked import (
     TILE_BYTES,
+    Batch,
     Computing,
     Latents,
     OnCells,
-    batch_codes,
     choose,
     computing,
     conditions_at,
     encode_with_library,
     gene_positions,
+    read_batches,
     tiles_of,
 )
 from scdecode.cells import Cells
@@ -69,8 +70,9 @@ def get_normalized_expression(
     indices
         Positions or a mask of the cells wanted; by default all.
     transform_batch
-        The name of a batch to decode all cells in, or a list of them to average over; by default a cell's own. As in
-        scvi-tools, a number is a name too.
+        The name of a batch to decode all cells in; a list of names to average over, or a mapping of names to weights;
+        or a Series or an array with a name for each cell. By default a cell's own, as None is in a list. As in
+        scvi-tools, a number is a name too, and an array of names that differ is averaged over.
     gene_list
         Names of genes to keep, which come in the order of the model.
     library_size
@@ -117,7 +119,8 @@ def get_normalized_expression(
     if not own_library:
         check_number("library_size", library_size, 0.0)
     chosen = choose(model, adata, indices, need_library=own_library)
-    batches, genes = batch_codes(model.schema, transform_batch), gene_positions(model.schema, gene_list)
+    batches = read_batches(model.schema, transform_batch, chosen.cell_names)
+    genes = gene_positions(model.schema, gene_list)
     overall = n_samples_overall is not None
     as_array = overall or (n_samples > 1 and not return_mean)
     if overall:
@@ -177,7 +180,7 @@ def _expression(
     latents: Latents,
     *,
     rows: np.ndarray | None,
-    batches: list[int | None],
+    batches: list[tuple[Batch, float]],
     genes: np.ndarray | None,
     library_size: float | None,
     n_samples: int,
@@ -198,12 +201,10 @@ def _expression(
             for start in range(0, n_samples, draws_at_once):
                 draws = slice(start, min(start + draws_at_once, n_samples))
                 total: Tensor | float = 0.0
-                for batch in batches:
+                for batch, weight in batches:
                     codes, continuous = conditions_at(cells, rows[tile], batch, device)
-                    total = total + vae.scale(z_snk[draws, tile].to(device), codes, continuous, genes=kept)
+                    total = total + weight * vae.scale(z_snk[draws, tile].to(device), codes, continuous, genes=kept)
                 assert isinstance(total, Tensor), "there is at least one batch"
-                if len(batches) > 1:
-                    total /= len(batches)
                 if library_size is None:
                     own = log_library if len(log_library) == 1 else log_library[draws]
                     total *= own[:, tile].exp().to(device)
@@ -303,7 +304,8 @@ def posterior_predictive_sample(
     Parameters
     ----------
     adata, indices, transform_batch, gene_list, batch_size, silent, seed, device
-        As for :meth:`get_normalized_expression`; over several batches, the counts drawn in each are averaged.
+        As for :meth:`get_normalized_expression`; over several batches, the counts drawn in each, by the same
+        random numbers, are averaged with their weights.
     n_samples
         Draws for each cell.
     dataloader, **data_loader_kwargs
@@ -326,7 +328,8 @@ def posterior_predictive_sample(
         raise missing_extra("sparse", "sparse", "posterior_predictive_sample") from error
     check_integer("n_samples", n_samples, minimum=1)
     chosen, vae = choose(model, adata, indices), model.vae
-    batches, genes = batch_codes(model.schema, transform_batch), gene_positions(model.schema, gene_list)
+    batches = read_batches(model.schema, transform_batch, chosen.cell_names)
+    genes = gene_positions(model.schema, gene_list)
     n_genes = vae.n_genes if genes is None else len(genes)
     parts = []
     with (
@@ -337,15 +340,16 @@ def posterior_predictive_sample(
         kept = None if genes is None else torch.from_numpy(genes).to(there)
         latents = encode_with_library(vae, chosen.cells, batch_size, there)
         z_snk, log_library = latents.draw(vae, n_samples, here.cpu_generator)
+        generators = [here.generator.clone_state() for _ in batches]  # the same draws in each batch
         for tile in tiles_of(len(chosen.cells), n_genes, n_samples):
             total: Tensor | float = 0.0
-            for batch in batches:
+            for (batch, weight), generator in zip(batches, generators, strict=True):
                 codes, continuous = conditions_at(chosen.cells, tile, batch, there)
                 output = vae.decode(z_snk[:, tile].to(there), codes, continuous, genes=kept)
                 likelihood = vae.likelihood(output, log_library[:, tile].to(there), codes, kept)
-                total = total + draw_counts(likelihood, here.generator)
+                total = total + weight * draw_counts(likelihood, generator)
             assert isinstance(total, Tensor), "there is at least one batch"
-            drawn = (total / len(batches)).permute(1, 2, 0) if n_samples > 1 else total[0] / len(batches)
+            drawn = total.permute(1, 2, 0) if n_samples > 1 else total[0]
             parts.append(sparse.GCXS.from_numpy(drawn.cpu().numpy()))
             add(tile.stop - tile.start)
     if not parts:  # no cell was chosen
@@ -376,7 +380,8 @@ def get_feature_correlation_matrix(
     Parameters
     ----------
     adata, indices, transform_batch, batch_size, silent, seed, device
-        As for :meth:`get_normalized_expression`; over several batches, the correlations are averaged.
+        As for :meth:`get_normalized_expression`; over several batches, the correlations are averaged
+        with their weights.
     n_samples
         Draws for each cell, of its latent point and of its rates.
     rna_size_factor
@@ -406,31 +411,30 @@ def get_feature_correlation_matrix(
     check_integer("n_samples", n_samples, minimum=1)
     check_number("rna_size_factor", rna_size_factor, 0.0, open_minimum=True)
     chosen, vae = choose(model, adata, indices, need_library=False), model.vae
-    batches, n = batch_codes(model.schema, transform_batch), len(chosen.cells)
+    batches, n = read_batches(model.schema, transform_batch, chosen.cell_names), len(chosen.cells)
     total_gg = np.zeros((vae.n_genes, vae.n_genes))
     with (
         computing(vae, device, seed) as here,
         counting_progress("drawing", n * len(batches), enabled=not silent) as advance,
     ):
-        vae, there, cpu_generator = here.network, here.device, here.cpu_generator
+        vae, there = here.network, here.device
         latents = encode_with_library(vae, chosen.cells, batch_size, there)
-        for batch in batches:
+        z_snk, _ = latents.draw(vae, n_samples, here.cpu_generator)
+        for batch, weight in batches:
+            generator = here.generator.clone_state()  # the same draws in each batch
             rates = np.empty((n_samples, n, vae.n_genes))
-            z_snk, _ = latents.draw(vae, n_samples, cpu_generator)
             for tile in tiles_of(n, vae.n_genes, n_samples):
                 codes, continuous = conditions_at(chosen.cells, tile, batch, there)
                 output = vae.decode(z_snk[:, tile].to(there), codes, continuous)
                 log_theta = vae.dispersion(output, codes)
                 assert log_theta is not None, "these likelihoods have one"
                 theta = log_theta.exp().expand(output.log_scale.shape)
-                drawn = torch._standard_gamma(theta, here.generator) * (
-                    output.log_scale.exp() * rna_size_factor / theta
-                )
+                drawn = torch._standard_gamma(theta, generator) * (output.log_scale.exp() * rna_size_factor / theta)
                 rates[:, tile] = drawn.cpu().numpy()
                 advance(tile.stop - tile.start)
             flat = rates.reshape(-1, vae.n_genes)
             with np.errstate(divide="ignore", invalid="ignore"):  # a gene without variance has no correlation
-                total_gg += np.corrcoef(
+                total_gg += weight * np.corrcoef(
                     rankdata(flat, axis=0) if correlation_type == "spearman" else flat, rowvar=False
                 )
-    return pd.DataFrame(total_gg / len(batches), index=chosen.gene_names, columns=chosen.gene_names)
+    return pd.DataFrame(total_gg, index=chosen.gene_names, columns=chosen.gene_names)

@@ -91,7 +91,7 @@ def _read(place: str, value: Any, n_points: int, category: Category | None, poin
         codes = _values(place, list(value), category)
         if len(np.unique(codes)) < len(codes):
             raise ConditionError(f"{place}: {dict(value)!r} came, which has a value twice; each once was expected")
-        return Said(averaged=tuple(zip(codes.tolist(), _weights(place, list(value.values())), strict=True)))
+        return Said(averaged=tuple(zip(codes.tolist(), read_weights(place, list(value.values())), strict=True)))
     if isinstance(value, list | tuple | set | frozenset | range):
         values = list(value)
         codes = _values(place, values, category)
@@ -142,7 +142,14 @@ def _values(place: str, values: Sequence[Any] | np.ndarray, category: Category |
     return numbers
 
 
-def _weights(place: str, weights: list[Any]) -> list[float]:
+def read_weights(place: str, weights: list[Any]) -> list[float]:
+    """Return weights that sum to one.
+
+    Raises
+    ------
+    ConditionError
+        For what are no numbers, negative ones, or weights that sum to zero.
+    """
     try:
         numbers = np.asarray(weights, dtype=np.float64)
     except (TypeError, ValueError) as error:
