@@ -22,6 +22,7 @@ from scdecode._utils.counts_place import counts_in, counts_matrix, gene_names, p
 from scdecode._utils.gene_names import check_unique, positions_of
 from scdecode._utils.levels import Category, level_name
 from scdecode._utils.obs_columns import column_of, factorize, has_column, is_name, numbers_of
+from scdecode._utils.ranges import ranges_of, warn_outside
 from scdecode._utils.rows import check_rows
 from scdecode._utils.snapshots import read_path
 from scdecode.config import ModelConfig
@@ -250,13 +251,19 @@ def knowing(schema: Schema, cells: Cells) -> Schema:
         median_library=float(np.median(cells.library_n)),
         median_size_factor=None if factors is None else float(np.median(factors)),
         max_size_factor=None if factors is None else float(factors.max()),
+        continuous_range=ranges_of(cells.continuous_nd),
     )
 
 
 def unknowing(schema: Schema) -> Schema:
     """The schema without what the training cells tell, but for how many there were."""
     return dataclasses.replace(
-        schema, conditions=None, median_library=None, median_size_factor=None, max_size_factor=None
+        schema,
+        conditions=None,
+        median_library=None,
+        median_size_factor=None,
+        max_size_factor=None,
+        continuous_range=None,
     )
 
 
@@ -315,7 +322,11 @@ def read_cells(
     if positions is not None:
         counts = sp.csr_matrix(counts[:, positions])
         counts.sort_indices()
-    return _assemble(adata, obs, counts, columns, schema.batch, schema.categorical, schema.labels, optional)
+    cells = _assemble(adata, obs, counts, columns, schema.batch, schema.categorical, schema.labels, optional)
+    if need_conditions and not need_all and schema.continuous_range is not None:
+        for values_n, key, known in zip(cells.continuous_nd.T, schema.continuous, schema.continuous_range, strict=True):
+            warn_outside(f"adata.obs[{key!r}]", values_n, known)
+    return cells
 
 
 def _assemble(

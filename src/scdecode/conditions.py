@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scdecode._utils.ranges import warn_outside
 from scdecode.errors import ConditionError, ConditionWarning, listing, warn
 from scdecode.library_size import read_library_size
 from scdecode.said import Said, arguments_again, in_words, obs_columns, read_categories, read_numbers
@@ -100,6 +101,7 @@ def resolve(
     max_conditions = int(asked)
     said = read_categories(schema, n_points, batch, labels, categorical, point_names)
     numbers = read_numbers(schema, n_points, continuous, point_names)
+    _warn_of_range(schema, numbers)
     if labels is not None and not label_matters:
         warn(
             "labels: the model's dispersion does not depend on the label, so it changes nothing that is decoded",
@@ -281,6 +283,17 @@ def _combinations(n_levels: list[int], n: int) -> np.ndarray:
     if total > 2**62:  # more than numpy counts; that one is drawn twice is out of the question
         return np.array([[chosen.randrange(levels) for levels in n_levels] for _ in range(n)])
     return np.stack(np.unravel_index(sorted(chosen.sample(range(total), n)), n_levels), axis=1)
+
+
+def _warn_of_range(schema: Schema, numbers: list[Said]) -> None:
+    if schema.continuous_range is None:
+        return
+    for key, number, known in zip(schema.continuous, numbers, schema.continuous_range, strict=True):
+        values = number.per_point
+        if number.averaged is not None:
+            values = np.array([value for value, weight in number.averaged if weight > 0])
+        if values is not None:
+            warn_outside(f"continuous[{key!r}]", values, known)
 
 
 def _check_averageable(schema: Schema, numbers: list[Said]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from scdecode._utils.levels import Category
 from scdecode._utils.notebook import Shown
+from scdecode._utils.ranges import Ranges, are_ranges
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class Schema(Shown):
     median_size_factor: float | None = None
     """Median size factor of the training cells, where the model was set up with one."""
     max_size_factor: float | None = None
+    continuous_range: Ranges | None = None
+    """Least and largest value of each continuous covariate in the training cells; None if they are not known."""
 
     @property
     def n_genes(self) -> int:
@@ -184,6 +187,7 @@ def to_dict(schema: Schema) -> dict[str, Any]:
         "median_library": schema.median_library,
         "median_size_factor": schema.median_size_factor,
         "max_size_factor": schema.max_size_factor,
+        "continuous_range": None if schema.continuous_range is None else [list(r) for r in schema.continuous_range],
     }
 
 
@@ -222,6 +226,7 @@ def from_dict(values: Mapping[str, Any]) -> Schema:
         median_library=values["median_library"],
         median_size_factor=values["median_size_factor"],
         max_size_factor=values["max_size_factor"],
+        continuous_range=_ranges(values.get("continuous_range")),  # older files have none
     )
     _check_consistent(schema)
     return schema
@@ -240,6 +245,12 @@ def _category(values: Mapping[str, Any]) -> Category:
     category = Category(values["key"], _names(values["names"]), values.get("kind", "str"))
     _ = category.values  # ValueError or KeyError where they are of another kind
     return category
+
+
+def _ranges(values: Any) -> Ranges | None:
+    if values is None:
+        return None
+    return tuple((float(low), float(high)) for low, high in _array(values, np.float64, (len(values), 2)).tolist())
 
 
 def _names(values: Any) -> tuple[str, ...]:
@@ -291,6 +302,7 @@ def _check_consistent(schema: Schema) -> None:
             and bool(np.isfinite(conditions.continuous_md).all())
             and bool(((conditions.codes_mc >= 0) & (conditions.codes_mc < np.array(schema.n_levels))).all())
         ),
+        "continuous_range": are_ranges(schema.continuous_range, len(schema.continuous)),
         "n_cells": isinstance(schema.n_cells, int) or (schema.n_cells is None and not known),
         "median_library": (schema.median_library is not None) == known,
         "n_cells, median_library, size factors": all(

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from scdecode import config as configs
 from scdecode import schema as schemas
+from scdecode._utils.ranges import ranges_of
 from scdecode._utils.snapshots import Folder, read_folder
 from scdecode._utils.weights import problems_of
 from scdecode.config import ClassifierConfig, ModelConfig, TrainConfig
@@ -197,6 +198,8 @@ def read_from(folder: Folder) -> StoredModel:
     if with_reference:
         reference = _read_reference(contents.pop(_REFERENCE), path / _REFERENCE, config, schema)
     check_decodes(vae, schema, reference, str(path))
+    if schema.continuous_range is None and reference is not None and reference.continuous_rd is not None:
+        schema = dataclasses.replace(schema, continuous_range=ranges_of(reference.continuous_rd))  # an older file
     if _digest_of(manifest) != manifest["sha256"][MANIFEST]:  # last, as the checks above can say what is wrong
         raise CorruptModelError(f"{path / MANIFEST}: it was edited after it was written; copy the model again")
     return StoredModel(
