@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+import scdecode as sd
 from scdecode import matrices
 from scdecode.errors import CountsError
 from scdecode.matrices import check_counts, check_no_empty_cells, to_csr
@@ -40,6 +41,99 @@ def test_every_form_and_type(form, dtype):
     assert (csr.data != 0).all()
     np.testing.assert_array_equal(csr.toarray(), before)
     np.testing.assert_array_equal(x, before)
+
+
+def _with_zeros(x):
+    """CSR whose every entry is stored, the zeros too, in no order within a row."""
+    n, g = x.shape
+    order = np.argsort(np.random.default_rng(0).random((n, g)), axis=1)
+    return sp.csr_matrix((np.take_along_axis(x, order, 1).ravel(), order.ravel(), np.arange(0, n * g + 1, g)), x.shape)
+
+
+def _with_duplicates(x):
+    """COO whose counts are parts that add up, some of them to zero."""
+    row, column = np.indices(x.shape).reshape(2, -1)
+    part = x.ravel() // 2
+    values = np.concatenate([x.ravel() - part, part, np.ones(x.size), -np.ones(x.size)]).astype(x.dtype)
+    return sp.coo_matrix((values, (np.tile(row, 4), np.tile(column, 4))), x.shape)
+
+
+STORED = {
+    "zeros and no order": _with_zeros,
+    "zeros, CSC": lambda x: sp.csc_matrix(_with_zeros(x)),
+    "zeros, array": lambda x: sp.csr_array(_with_zeros(x)),
+    "negative zeros": lambda x: _with_zeros(np.where(x == 0, -0.0, x)),
+    "negative zeros, dense": lambda x: np.where(x == 0, -0.0, x),
+    "duplicates": _with_duplicates,
+    "duplicates, CSR": lambda x: _csr_with_duplicates(x),
+    "zeros, float64": lambda x: _with_zeros(x.astype(np.float64)),
+    "zeros, whole": lambda x: _with_zeros(x.astype(np.int64)),
+    "zeros, 64 bit": lambda x: _wide(_with_zeros(x)),
+    "nothing masked": lambda x: np.ma.masked_array(x, mask=np.zeros(x.shape, dtype=bool)),
+}
+
+
+def _csr_with_duplicates(x):
+    coo = _with_duplicates(x)
+    order = np.argsort(coo.row, kind="stable")
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(coo.row, minlength=len(x)))])
+    return sp.csr_matrix((coo.data[order], coo.col[order], indptr), x.shape)
+
+
+def _wide(csr):
+    csr.indices, csr.indptr = csr.indices.astype(np.int64), csr.indptr.astype(np.int64)
+    return csr
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_the_same_counts_are_the_same_arrays(stored):
+    plain = to_csr(COUNTS.astype(np.float32), "x")
+    given = STORED[stored](COUNTS.astype(np.float32))
+    held = [a for a in (getattr(given, name, None) for name in ("data", "indices", "indptr")) if a is not None]
+    before = [np.array(a) for a in held]
+    csr = to_csr(given, "x")
+    for name in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(csr, name), getattr(plain, name))
+    assert not np.signbit(csr.data).any()
+    for array, was in zip(held, before, strict=True):  # never the caller's own
+        np.testing.assert_array_equal(array, was)
+
+
+@pytest.mark.parametrize("place", ["X", "layer"])
+@pytest.mark.parametrize("stored", ["zeros and no order", "duplicates, CSR"])
+def test_the_same_counts_are_the_same_training(stored, place):
+    """To the last bit: weights, latents and expression."""
+    counts = np.random.default_rng(0).poisson(2.0, (60, 10)).astype(np.float32)
+    models = []
+    for matrix in (sp.csr_matrix(counts), STORED[stored](counts)):
+        adata = ad.AnnData(matrix if place == "X" else sp.csr_matrix(counts.shape, dtype=np.float32))
+        if place == "layer":
+            adata.layers["counts"] = matrix
+        sd.SCVI.setup_anndata(adata, layer=None if place == "X" else "counts")
+        model = sd.SCVI(adata, n_latent=2, n_hidden=8)
+        model.train(2, progress=False, device="cpu", batch_size=32)
+        models.append(model)
+    for name, weights in models[0].vae.state_dict().items():
+        np.testing.assert_array_equal(models[1].vae.state_dict()[name], weights, err_msg=name)
+    latents = [model.get_latent_representation() for model in models]
+    np.testing.assert_array_equal(*latents)
+    np.testing.assert_array_equal(models[0].get_latent_representation(models[1].adata), latents[0])
+
+
+@pytest.mark.parametrize("place", ["X", "layer"])
+def test_masked_counts_are_refused(place):
+    masked = np.ma.masked_array(np.full((8, 4), 3.0, dtype=np.float32), mask=np.arange(32).reshape(8, 4) % 5 == 0)
+    with pytest.raises(CountsError, match=r"x: got a masked array, 7 of its 32 values masked; .*filled\(0\)"):
+        to_csr(masked, "x")
+    adata = ad.AnnData(masked if place == "X" else np.ones((8, 4), dtype=np.float32))
+    if place == "layer":
+        adata.layers["counts"] = masked
+    held = adata.X if place == "X" else adata.layers["counts"]
+    if not isinstance(held, np.ma.MaskedArray):
+        pytest.skip("this anndata does not keep masks")
+    sd.SCVI.setup_anndata(adata, layer=None if place == "X" else "counts")
+    with pytest.raises(CountsError, match="got a masked array"):
+        sd.SCVI(adata)
 
 
 def test_half_precision_and_true_or_false():

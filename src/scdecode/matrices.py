@@ -24,7 +24,9 @@ SAY_WHERE = "say where they are with setup_anndata(adata, layer=...)"
 
 
 def to_csr(matrix: Any, place: str) -> sp.csr_matrix:
-    """A matrix as canonical CSR float32, sharing memory where it is that already.
+    """A matrix as canonical CSR float32 without stored zeros, sharing memory where it is that already.
+
+    The same counts give the same arrays, however they are stored: indices sorted, each once, and no zero among them.
 
     Parameters
     ----------
@@ -37,12 +39,17 @@ def to_csr(matrix: Any, place: str) -> sp.csr_matrix:
     Raises
     ------
     CountsError
-        Where it is not a matrix of numbers.
+        Where it is not a matrix of numbers, or some of them are masked.
     """
     if isinstance(matrix, CSRDataset | CSCDataset):
         matrix = matrix.to_memory()
     if hasattr(matrix, "compute"):  # dask, as of anndata's lazy reading
         matrix = matrix.compute()
+    if isinstance(matrix, np.ma.MaskedArray) and (n_masked := int(np.ma.getmaskarray(matrix).sum())):
+        raise CountsError(
+            f"{place}: got a masked array, {n_masked:,} of its {matrix.size:,} values masked; expected a count for "
+            "each cell and gene; leave those cells or genes out, or say what the counts are with matrix.filled(0)"
+        )
     if not isinstance(matrix, h5py.Dataset | zarr.Array) and not sp.issparse(matrix):
         matrix = np.asarray(matrix)
     if len(matrix.shape) != 2 or matrix.dtype.kind not in "fiub":
@@ -54,6 +61,9 @@ def to_csr(matrix: Any, place: str) -> sp.csr_matrix:
         if not csr.has_canonical_format:  # never sort or sum the caller's own arrays
             csr = csr.copy()
             csr.sum_duplicates()
+        if _any(csr.data, lambda some: some == 0):
+            csr = csr.copy()
+            csr.eliminate_zeros()
         return csr
     blocks = [sp.csr_matrix(block.astype(np.float32, copy=False)) for block in _row_blocks(matrix)]
     return sp.vstack(blocks, format="csr") if len(blocks) != 1 else blocks[0]
