@@ -670,7 +670,10 @@ def test_a_series_in_another_order_than_the_points(model, three):
     by_position = model.decode(points, batch=batch.to_numpy())
     assert by_position.obs["batch"].tolist() == ["batch_1", "batch_2", "batch_3"]
     other_names = pd.Series(["batch_1", "batch_2", "batch_3"], index=[7, 8, 9])
-    assert model.decode(points, batch=other_names).obs["batch"].tolist() == ["batch_1", "batch_2", "batch_3"]
+    with pytest.raises(ConditionError, match=r"batch: got a Series with other names than the points have .*to_numpy"):
+        model.decode(points, batch=other_names)
+    no_names = other_names.reset_index(drop=True)
+    assert model.decode(points, batch=no_names).obs["batch"].tolist() == ["batch_1", "batch_2", "batch_3"]
 
 
 # -- where the training cells are not known ---------------------------------------------------------------------------

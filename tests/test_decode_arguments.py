@@ -111,7 +111,7 @@ def test_results_put_together(model, z):
 
 def test_an_older_result_is_read_by_its_names(model, z):
     result = model.decode(z, batch="batch_1")
-    for key in ("rows", "gene_order"):
+    for key in ("row_columns", "row_digests", "gene_order"):
         del result.uns["scdecode"][key]
     assert_again(model, result)
     assert_again(model, result[:, ["gene_04", "gene_02"]])

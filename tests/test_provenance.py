@@ -98,7 +98,7 @@ EVERY_FORM = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:conditions", "ignore:max_conditions")
+@pytest.mark.filterwarnings("ignore:conditions", "ignore:max_conditions", "ignore:continuous.* outside of the range")
 @pytest.mark.parametrize("said", EVERY_FORM)
 @pytest.mark.parametrize("place", ["memory", "h5ad", "zarr"])
 def test_a_result_makes_itself_again(full_model, z, tmp_path, said, place):

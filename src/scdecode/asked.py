@@ -119,7 +119,7 @@ def cells_for(
     if adata is None and model._cells is not None:
         if layer is not None or use_raw is not None:
             raise InputError("layer, use_raw: got one without adata; expected both; pass the AnnData, or leave it out")
-        check_unchanged(model._cells)
+        check_unchanged(model._cells, labels=model.config.dispersion == "gene-label")
         return model._cells if indices is None else model._cells.at(_rows(model, adata, indices))
     adata = model.adata if adata is None else adata
     if adata is None:
@@ -151,11 +151,6 @@ def choose(model: OnCells, adata: AnnData | None, indices: Any, *, need_library:
         if need_library:
             check_libraries(cells, config, names)
         return Chosen(cells, names, pd.Index(model.schema.genes))
-    if adata is None and model._cells is not None and source.n_obs != len(model._cells):
-        raise InputError(
-            f"adata: it has {source.n_obs:,} cells now and had {len(model._cells):,} when the model was made of it; "
-            "pass the cells you mean as adata=..."
-        )
     if need_library:
         check_libraries(cells, config, names)
     same = tuple(source.var_names) == model.schema.genes

@@ -18,6 +18,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from scdecode._utils.anndata_state import AnnDataState, state_of
 from scdecode._utils.counts_place import counts_in, counts_matrix, gene_names, place_of_counts, place_of_genes
 from scdecode._utils.gene_names import check_unique, positions_of
 from scdecode._utils.levels import Category, level_name
@@ -69,6 +70,7 @@ class Cells:
     codes_nc: np.ndarray  # (n, c) int64: batch, each categorical covariate, label
     continuous_nd: np.ndarray  # (n, d) float32, in the units of the training data
     size_factor_n: np.ndarray | None  # (n,) float32
+    state: AnnDataState | None = None  # of the AnnData that these are all cells of
 
     def __len__(self) -> int:
         return len(self.library_n)
@@ -238,7 +240,7 @@ def read_training_cells(adata: AnnData, *, classes: bool = False) -> tuple[Schem
         categorical=categorical,
         continuous=columns.continuous_covariate_keys,
     )
-    return knowing(schema, cells), cells
+    return knowing(schema, cells), dataclasses.replace(cells, state=state_of(adata, columns, None))
 
 
 def knowing(schema: Schema, cells: Cells) -> Schema:
@@ -326,7 +328,7 @@ def read_cells(
     if need_conditions and not need_all and schema.continuous_range is not None:
         for values_n, key, known in zip(cells.continuous_nd.T, schema.continuous, schema.continuous_range, strict=True):
             warn_outside(f"adata.obs[{key!r}]", values_n, known)
-    return cells
+    return cells if indices is not None else dataclasses.replace(cells, state=state_of(adata, columns, positions))
 
 
 def _assemble(
@@ -363,10 +365,24 @@ def _assemble(
     )
 
 
-def check_unchanged(cells: Cells) -> None:
-    """Raise :class:`CountsError` where the counts are no longer those that were read.
+def check_unchanged(cells: Cells, *, labels: bool = False) -> None:
+    """Raise an error if the AnnData of the cells no longer holds what was read from it.
 
-    They share memory with the AnnData where they can; scanpy.pp.normalize_total and log1p change that in place.
+    Counts share memory with the AnnData where they can; scanpy.pp.normalize_total and log1p change that in place.
+
+    Parameters
+    ----------
+    cells
+        As they were read.
+    labels
+        Whether the labels are needed.
+
+    Raises
+    ------
+    CountsError
+        For other counts.
+    InputError
+        For other cells, genes or conditions, or these in another order.
     """
     changed = np.flatnonzero(totals(cells.counts) != cells.library_n)
     if len(changed):
@@ -375,6 +391,8 @@ def check_unchanged(cells: Cells) -> None:
             "scanpy.pp.normalize_total; keep them in a layer, adata.layers['counts'] = adata.X.copy(), and make the "
             "model with setup_anndata(adata, layer='counts')"
         )
+    if cells.state is not None:
+        cells.state.check(cells.counts, labels=labels)
 
 
 def check_cells(

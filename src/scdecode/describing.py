@@ -11,6 +11,7 @@ import torch
 
 from scdecode._utils.checks import checked
 from scdecode._utils.notebook import brief, facts_html
+from scdecode.cells import Cells
 from scdecode.config import ModelConfig, TrainConfig
 from scdecode.errors import listing
 from scdecode.formats.stored import Origin
@@ -30,6 +31,7 @@ class Describable(Protocol):
     _origin: Origin | None
     _history: pd.DataFrame
     _split: Split | None
+    _cells: Cells | None
     _ending: str
 
     @property
@@ -127,6 +129,8 @@ def positions(part: str) -> property:
     """A property: the positions among the model's cells of one part of the split of the last training."""
 
     def of(model: Describable) -> np.ndarray | None:
+        if model._cells is not None and model._cells.state is not None:
+            model._cells.state.check_cells()  # positions among cells in another order would be those of others
         return None if model._split is None else getattr(model._split, part)
 
     of.__doc__ = f"Positions of the {part} cells of the last training, ``(n,)`` int64; None where they are not known."

@@ -111,9 +111,12 @@ class Frame:
         return len(self.obs), len(self.var)
 
 
+_FOR_ARGUMENTS = ("arguments", "row_columns", "row_digests", "gene_order")
+
+
 def without_arguments(made: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a result says of itself but for what :func:`decode_arguments` needs."""
-    return {key: value for key, value in made.items() if key not in ("arguments", "rows", "gene_order")}
+    return {key: value for key, value in made.items() if key not in _FOR_ARGUMENTS}
 
 
 def make_frame(
@@ -161,7 +164,7 @@ def make_frame(
         obsm[_DEVIATIONS if points.spread.ndim == 2 else _COVARIANCES] = flat
     is_counts = request.quantity == "counts"
     told_by = [name for name in columns if name not in ("support", "supported")]
-    rows = {"columns": told_by, "digests": _row_digests(obs, obsm, told_by)}
+    row_digests = _row_digests(obs, obsm, told_by)
     if is_counts and request.n_samples is not None and request.n_samples > 1:
         obs, obsm = _repeat(obs, obsm, request.n_samples)
     names = schema.genes if request.genes is None else tuple(schema.genes[i] for i in request.genes)
@@ -187,7 +190,8 @@ def make_frame(
         "averaged_by": "levels, equally" if schema.conditions is None else "training cells",
         "support": "unknown: the model has no reference cells" if support_n is None else "percent of reference cells",
         "gene_order": _order(names),
-        "rows": rows,
+        "row_columns": json.dumps(told_by),
+        "row_digests": row_digests,
         "conditions_covered": float(conditions.covered_g.min()),
         "arguments": json.dumps(arguments),
     }
@@ -293,15 +297,14 @@ def _is_whole(made: Mapping[str, Any], obs: pd.DataFrame, arrays: Mapping[str, n
     InputError
         If they are not those of one decoding.
     """
-    if "rows" not in made:  # an older result, or several that anndata.concat put together
+    if not {"row_columns", "row_digests"} <= set(made):  # an older result, or several that anndata.concat put together
         if len(obs) != n_points:
             raise InputError(
                 f"adata: it has {len(obs):,} of the {n_points:,} points that were decoded; the whole result was "
                 "expected"
             )
         return True
-    columns = [str(name) for name in np.atleast_1d(made["rows"]["columns"])]
-    known_n = np.asarray(made["rows"]["digests"])
+    columns, known_n = json.loads(made["row_columns"]), np.asarray(made["row_digests"])
     strange = [name for name in columns if name not in obs]
     if strange:
         raise InputError(

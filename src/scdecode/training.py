@@ -199,7 +199,7 @@ def fit(
     split = _split_of(network, cells, config)
     if config.early_stopping and len(split.validation) == 0:
         raise ConfigError("early_stopping: there are no validation cells; lower train_size below 1")
-    check_unchanged(cells)
+    check_unchanged(cells, labels=True)
     n_epochs = config.epochs(len(cells))
     identity: dict[str, Any] = {}
     if checkpoint is not None:
