@@ -18,7 +18,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scdecode._utils.anndata_state import AnnDataState, state_of
+from scdecode._utils.anndata_state import AnnDataState, check_totals, state_of
 from scdecode._utils.counts_place import counts_in, counts_matrix, gene_names, place_of_counts, place_of_genes
 from scdecode._utils.gene_names import check_unique, positions_of
 from scdecode._utils.levels import Category, level_name
@@ -368,29 +368,14 @@ def _assemble(
 def check_unchanged(cells: Cells, *, labels: bool = False) -> None:
     """Raise an error if the AnnData of the cells no longer holds what was read from it.
 
-    Counts share memory with the AnnData where they can; scanpy.pp.normalize_total and log1p change that in place.
-
-    Parameters
-    ----------
-    cells
-        As they were read.
-    labels
-        Whether the labels are needed.
-
     Raises
     ------
     CountsError
         For other counts.
     InputError
-        For other cells, genes or conditions, or these in another order.
+        For other cells, genes or conditions (labels: if they are needed), or these in another order.
     """
-    changed = np.flatnonzero(totals(cells.counts) != cells.library_n)
-    if len(changed):
-        raise CountsError(
-            f"adata: the counts of {len(changed):,} of {len(cells):,} cells changed after the model was made, as by "
-            "scanpy.pp.normalize_total; keep them in a layer, adata.layers['counts'] = adata.X.copy(), and make the "
-            "model with setup_anndata(adata, layer='counts')"
-        )
+    check_totals(cells.counts, cells.library_n)
     if cells.state is not None:
         cells.state.check(cells.counts, labels=labels)
 

@@ -18,7 +18,7 @@ from anndata import AnnData
 from scdecode._utils.counts_place import counts_matrix, gene_names, place_of_genes
 from scdecode._utils.obs_columns import column_of, has_column
 from scdecode.errors import CountsError, InputError, listing
-from scdecode.matrices import to_csr
+from scdecode.matrices import to_csr, totals
 from scdecode.schema import Columns
 
 _REMEDY = "pass the cells you mean as adata=..., or make the model again"
@@ -96,6 +96,20 @@ class AnnDataState:
                 f"layer='counts'); or {_REMEDY}"
             )
         self.seen[:] = _references(matrix)
+
+
+def check_totals(counts: sp.csr_matrix, total_n: np.ndarray) -> None:
+    """Raise :class:`CountsError` if counts were changed in place after their totals ``(n,)`` were taken.
+
+    They share memory with the AnnData where they can; scanpy.pp.normalize_total and log1p change that in place.
+    """
+    changed = np.flatnonzero(totals(counts) != total_n)
+    if len(changed):
+        raise CountsError(
+            f"adata: the counts of {len(changed):,} of {len(total_n):,} cells changed after the model was made, as by "
+            "scanpy.pp.normalize_total; keep them in a layer, adata.layers['counts'] = adata.X.copy(), and make the "
+            "model with setup_anndata(adata, layer='counts')"
+        )
 
 
 def state_of(adata: AnnData, columns: Columns, genes: np.ndarray | None) -> AnnDataState:
