@@ -318,15 +318,15 @@ def write(path: str | Path, model: StoredModel, *, overwrite: bool = False) -> N
 
 def _warn_of_other_cells(schema: Schema, place: str) -> None:
     """Warn of what the AnnData needs before scvi-tools opens the model with it: it compares values, and has no raw."""
-    for category in (schema.batch, *schema.categorical, schema.labels):
-        if category is not None and category.kind == "other":
-            key = category.key
-            warn(
-                f"{place}: the levels of {key!r} are neither text nor numbers and are written as text; before "
-                f"scvi-tools opens the model with an AnnData, make its column text: "
-                f"adata.obs[{key!r}] = adata.obs[{key!r}].map(str)",
-                ConditionWarning,
-            )
+    categories = (schema.batch, *schema.categorical, schema.labels)
+    keys = [category.key for category in categories if category is not None and category.kind == "other"]
+    if keys:
+        remedy = "; ".join(f"adata.obs[{key!r}] = adata.obs[{key!r}].map(str)" for key in keys)
+        warn(
+            f"{place}: the levels of {listing(keys)} are neither text nor numbers and are written as text; before "
+            f"scvi-tools opens the model with an AnnData, make the columns text: {remedy}",
+            ConditionWarning,
+        )
     if schema.columns.use_raw:
         warn(
             f"{place}: the counts were in adata.raw, which scvi-tools does not read; open the model there with "
