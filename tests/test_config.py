@@ -54,7 +54,7 @@ def test_the_kl_warmup():
     "option",
     [
         {"n_latent": 0},
-        {"n_latent": 2.0},
+        {"n_latent": 2.5},
         {"n_hidden": "128"},
         {"n_layers": -1},
         {"batch_embedding_dim": 0},
@@ -98,7 +98,7 @@ def test_model_options_that_are_not_allowed(option):
         {"eps": -0.01},
         {"weight_decay": -1e-6},
         {"n_epochs_kl_warmup": -1},
-        {"early_stopping_patience": 0},
+        {"early_stopping_patience": -1},
         {"early_stopping_min_delta": -1.0},
         {"early_stopping_warmup_epochs": -1},
         {"check_val_every_n_epoch": 0},

@@ -249,7 +249,7 @@ def test_nothing_there(tmp_path, full_model):
         sd.load(tmp_path / "mine" / "model.json")
     with pytest.raises(FormatError, match=r"https://x.org/m: a URL came; download the directory first"):
         sd.load("https://x.org/m")
-    with pytest.raises(InputError, match="path: NoneType came"):
+    with pytest.raises(InputError, match="directory: got None"):
         sd.load(None)
 
 

@@ -187,7 +187,8 @@ def _arguments(
         assert category is not None, "the known ones are there"
         codes = np.arange(len(category.names))
         if levels is not None:
-            codes = category.encode(list(levels), "levels", f"training levels of {category.key!r}")
+            place = over if over in ("batch", "labels") else f"categorical[{over!r}]"
+            codes = category.encode(list(levels), place, f"training levels of {category.key!r}")
             if len(np.unique(codes)) < len(codes):
                 raise InputError(f"levels: got {listing(levels)}, expected each level once; leave out the second")
         names = [category.names[code] for code in codes]
