@@ -48,7 +48,8 @@ def with_support(expression: AnnData, far: Any) -> AnnData:
 
 
 def words(on: Any) -> list[str]:
-    """What the key of Axes, or of their figure, says."""
+    """What the key of Axes, or of their figure, says; of several, that of the first."""
+    on = on[0] if isinstance(on, list) else on
     found = [on.get_legend(), *on.figure.legends]
     return [text.get_text() for legend in found if legend is not None for text in legend.get_texts()]
 

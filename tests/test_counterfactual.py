@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import norm
 from small_models import EVERYTHING, make_adata, make_model
 
 import scdecode as sd
@@ -286,3 +287,83 @@ def test_covariates_that_the_path_brings_are_not_left_open(full_model):
         warnings.filterwarnings("ignore", message="conditions")  # combinations never seen together
         found = counterfactual(full_model, brought, "batch", **SHARED)
     assert set(found.expression.obs["sex"]) == {own["sex"]}
+
+
+# the table of effects
+
+
+def test_table_by_hand(full_model, path):
+    compared = counterfactual(full_model, path, "batch", pseudocount=0.5, **SHARED)
+    table = compared.table
+    assert list(table.columns) == [
+        *("gene", "condition", "log2_fold_change", "low", "high", "std", "q_value"),
+        *("baseline_expression", "expression"),
+    ]
+    assert len(table) == 2 * 40
+    base = draws_of(full_model, path, batch="batch_1", **SHARED)
+    for name in ("batch_2", "batch_3"):
+        own = table[table["condition"] == name].set_index("gene").loc[full_model.schema.genes]
+        draws = draws_of(full_model, path, batch=name, **SHARED)
+        means = np.log2((draws.mean(axis=(0, 1)) + 0.5) / (base.mean(axis=(0, 1)) + 0.5))
+        np.testing.assert_allclose(own["log2_fold_change"], means, rtol=1e-3, atol=1e-5)
+        folds = np.log2((draws + 0.5) / (base + 0.5)).reshape(-1, 40)  # of all points: six are few
+        np.testing.assert_allclose(own["low"], np.quantile(folds, 0.05, axis=0), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(own["high"], np.quantile(folds, 0.95, axis=0), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(own["std"], folds.std(axis=0), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(own["expression"], draws.mean(axis=(0, 1)), rtol=1e-3)
+        np.testing.assert_allclose(own["baseline_expression"], base.mean(axis=(0, 1)), rtol=1e-3)
+        # the expected share of wrong signs among a gene and all that are surer
+        share = (np.sign(folds) != np.sign(means)).mean(axis=0)
+        wrong = np.maximum(share, norm.cdf(-np.sign(means) * folds.mean(axis=0) / folds.std(axis=0)))
+        expected = np.array([wrong[wrong <= each].mean() for each in wrong])
+        np.testing.assert_allclose(own["q_value"], expected, rtol=0.02, atol=1e-4)
+        ordered = table[table["condition"] == name]["q_value"].to_numpy()
+        assert (np.diff(ordered) >= 0).all()
+
+
+def test_an_effect_of_nothing_is_not_sure(full_model, path):
+    same = counterfactual(full_model, path, {"one": {"batch": "batch_1"}, "two": {"batch": "batch_1"}}, **SHARED).table
+    assert (same["q_value"] == 1).all() and (same[["log2_fold_change", "low", "high", "std"]] == 0).all().all()
+
+
+def test_table_of_bare_lines_and_lineages(full_model):
+    z = full_model.reference_latents()
+    points = np.stack([np.linspace(z[0], z[i], 4) for i in (1, 2)])
+    bare = counterfactual(full_model, points[0], "sex", continuous=SHARED["continuous"]).table
+    assert bare[["low", "high", "std", "q_value"]].isna().all().all()
+    assert (np.diff(bare["log2_fold_change"].abs()) <= 1e-12).all()
+    paths = sd.Trajectory.from_points(points, lineages=["a", "b"], spread=0.3)
+    both = counterfactual(full_model, paths, "sex", **SHARED).table
+    alone = counterfactual(full_model, sd.Trajectory.from_points(points[1], spread=0.3), "sex", **SHARED).table
+    of_b = both[both["lineage"] == "b"].set_index("gene").drop(columns="lineage").loc[alone["gene"]]
+    pd.testing.assert_frame_equal(of_b, alone.set_index("gene"), rtol=1e-4, atol=1e-4)
+
+
+def test_known_effects_are_found_with_their_signs():
+    adata = sd.datasets.simulate_branching(400, 60, n_batches=2, batch_sd=0.8, library_size=3000.0)
+    model = make_model(adata, setup={"batch_key": "batch"}, epochs=25)
+    table = counterfactual(model, model.posterior(adata[:100]), "batch", n_samples=8).table.set_index("gene")
+    effect = adata.varm["batch_effect"] @ [-1, 1] / np.log(2)
+    sure = (table.loc[adata.var_names, "q_value"] < 0.01).to_numpy() & (np.abs(effect) > 0.5)
+    found = table.loc[adata.var_names, "log2_fold_change"].to_numpy()
+    assert sure.sum() >= 10
+    assert (np.sign(found[sure]) == np.sign(effect[sure])).mean() > 0.95
+    assert np.corrcoef(found[np.abs(effect) > 0.5], effect[np.abs(effect) > 0.5])[0, 1] > 0.8
+
+
+def test_the_table_says_what_it_means(full_model, path):
+    attrs = counterfactual(full_model, path, "batch", **SHARED).table.attrs
+    assert attrs["baseline"] == "batch_1"
+    assert "smaller than counted ones" in attrs["shrinkage"] and "no test between replicates" in attrs["q_value"]
+
+
+def test_few_draws_of_many_points_are_kept(full_model, monkeypatch):
+    monkeypatch.setattr("scdecode.counterfactual._KEPT", 32 * 40 * 20)
+    z = full_model.reference_latents()
+    long = sd.Trajectory.between(full_model, z[0], z[1], n_points=200)
+    some = counterfactual(full_model, long, "sex", chunk_size=64, **SHARED).table.set_index("gene")
+    monkeypatch.setattr("scdecode.counterfactual._KEPT", 2**25)
+    every = counterfactual(full_model, long, "sex", **SHARED).table.set_index("gene").loc[some.index]
+    np.testing.assert_allclose(some["log2_fold_change"], every["log2_fold_change"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(some["low"], every["low"], atol=0.05)
+    np.testing.assert_allclose(some["high"], every["high"], atol=0.05)

@@ -45,7 +45,7 @@ def with_models(expression: AnnData) -> AnnData:
 
 def test_lines_are_the_values_with_their_bands(expression: AnnData) -> None:
     genes = list(expression.var_names[:3])
-    ax = plot.trends(expression, genes)
+    ax = plot.trends(expression, genes, panels=False)
     lines = drawn(ax)
     assert [line.get_label() for line in lines] == genes
     for line, gene in zip(lines, genes, strict=True):
@@ -58,7 +58,7 @@ def test_lines_are_the_values_with_their_bands(expression: AnnData) -> None:
             [y.min(), y.max()], [expression[:, gene].layers["q05"].min(), expression[:, gene].layers["q95"].max()]
         )
     assert ax.get_xlabel() == "pseudotime"
-    assert ax.get_ylabel() == "expected counts, library of 10,000 counts"
+    assert ax.get_ylabel() == "expected counts per 10,000"
     assert ax.get_ylim()[0] == 0
     assert ax.get_xlim() == (0, 1)
     assert words(ax) == ["mean", "5–95 % of the cells’ spread"]
@@ -82,17 +82,24 @@ def test_in_log(expression: AnnData) -> None:
     assert ax.get_ylabel().startswith("log1p of ")
 
 
-def test_many_genes_have_axes_of_their_own(expression: AnnData) -> None:
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 12])
+def test_each_gene_has_axes_of_its_own(expression: AnnData, n: int) -> None:
+    genes = list(expression.var_names[:n])
+    axes = plot.trends(expression, genes)
+    assert isinstance(axes, list) and axes == axes.figure.axes
+    assert [one.get_title(loc="left") for one in axes] == genes
+    assert [len(drawn(one)) for one in axes] == [1] * n
+    assert {one.get_xlabel() for one in axes} == {"pseudotime", ""} or n < 4
+    assert axes[-1].get_xlabel() == "pseudotime"
+    assert axes.figure.get_supylabel().replace("\n", " ") == "expected counts per 10,000"
+
+
+def test_genes_on_the_same_axes(expression: AnnData) -> None:
     genes = list(expression.var_names[:5])
-    ax = plot.trends(expression, genes)
-    assert [one.get_title(loc="left") for one in ax.figure.axes] == genes
-    assert [len(drawn(one)) for one in ax.figure.axes] == [1] * 5
-    assert ax.figure.get_supxlabel() == "pseudotime"
-    assert ax.figure.get_supylabel().replace(",\n", ", ") == "expected counts, library of 10,000 counts"
     together = plot.trends(expression, genes, panels=False)
     assert len(drawn(together)) == 5
-    assert len(plot.trends(expression, genes[:2], panels=True).figure.axes) == 2
     assert len(drawn(plot.trends(expression, genes, ax=together))) == 10
+    assert [word for word in words(together) if word in genes] == genes  # beside Axes that came there may be no room
 
 
 def test_unsupported_stretches_are_one_stripe_each(expression: AnnData) -> None:
@@ -123,6 +130,7 @@ def test_lineages_are_lines_and_hollow_where_not_supported(two: AnnData) -> None
     assert [len(drawn(one)) for one in several.figure.axes] == [2, 2, 2]
     together = plot.trends(two, list(two.var_names[:3]), panels=False)
     assert [line.get_color() for line in drawn(together)] == [c for c in plot.COLOURS[:3] for _ in range(2)]
+    assert isinstance(several, list) and not isinstance(together, list)
 
 
 def test_conditions_are_lines_and_differences_may_be_negative(model: sd.SCVI) -> None:
@@ -274,7 +282,7 @@ def test_counts_from_a_file(model: sd.SCVI, tmp_path: Path) -> None:
     gene = model.schema.genes[0]
     for name in ("c.h5ad", "c.zarr"):
         counts = model.decode(between(model, 0, 1), quantity="counts", out=tmp_path / name)
-        assert plot.trends(counts, [gene]).get_ylabel() == "drawn counts, library of 10,000 counts"
+        assert plot.trends(counts, [gene]).get_ylabel() == "drawn counts per 10,000"
 
 
 def test_units_follow_the_quantity(model: sd.SCVI) -> None:
@@ -282,18 +290,20 @@ def test_units_follow_the_quantity(model: sd.SCVI) -> None:
     scale = model.decode(path, quantity="scale", n_samples=2)
     assert plot.trends(scale, [gene]).get_ylabel() == "fraction of RNA"
     sizes = model.decode(path, library_size=np.linspace(100, 200, 20), n_samples=2)
-    assert plot.trends(sizes, [gene]).get_ylabel() == "expected counts, library of each point"
+    ax = plot.trends(sizes, [gene])
+    assert ax.get_ylabel() == "expected counts"
+    assert ax.figure.get_supxlabel() == "Expected at the library size of each point."
 
 
 def test_points_without_an_order_and_several_draws_are_dots(model: sd.SCVI) -> None:
     cells = model.decode(model.reference_latents()[:9], batch="batch_1")
     counts = model.decode(between(model, 0, 1), quantity="counts", n_samples=3)
     for made, n in ((cells, 9), (counts, 60)):
-        line = drawn(plot.trends(made, list(made.var_names[:2])))[0]
+        line = drawn(plot.trends(made, list(made.var_names[:2]), panels=False))[0]
         assert line.get_linestyle() == "None"
         assert line.get_marker() == "."
         assert len(line.get_xdata()) == n
-    assert words(plot.trends(cells, list(cells.var_names[:2]))) == list(cells.var_names[:2])
+    assert words(plot.trends(cells, list(cells.var_names[:2]), panels=False)) == list(cells.var_names[:2])
 
 
 def test_pictures_follow_time_and_not_the_order_of_rows(expression: AnnData) -> None:
@@ -356,9 +366,13 @@ def test_a_rate_before_zero_inflation_says_so(adata: AnnData) -> None:
     zinb = make_model(adata, gene_likelihood="zinb", epochs=1)
     rate, mean = (zinb.decode(between(zinb, 0, 1), quantity=q, n_samples=2) for q in ("rate", "mean"))
     ax = plot.trends(rate, "gene_01", cells=adata)
-    assert ax.get_ylabel() == "expected counts before zero inflation, library of 10,000 counts"
-    assert any("decode quantity='mean' to compare" in word for word in words(ax))
-    assert not any("to compare" in word for word in words(plot.trends(mean, "gene_01", cells=adata)))
+    assert ax.get_ylabel() == "expected counts per 10,000"
+    said = ax.figure.get_supxlabel().replace("\n", " ")
+    assert "before zero inflation" in said and "more zeros than the line" in said
+    assert "more zeros" not in plot.trends(mean, "gene_01", cells=adata).figure.get_supxlabel()
+    assert all(handle.get_visible() for handle in ax.figure.legends[0].legend_handles)
+    given = plot.trends(rate, "gene_01", ax=plot.trends(mean, "gene_01"))  # has no caption
+    assert given.get_ylabel() == "expected counts per 10,000\n(before zero inflation)"
 
 
 @pytest.mark.parametrize("n", [2, 3])

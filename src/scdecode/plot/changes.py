@@ -12,8 +12,9 @@ from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import GeneTable
 from scdecode.errors import InputError, check_integer, listing, unknown_name
 from scdecode.plot import axes as ax_
-from scdecode.plot.axes import COLOURS, PALE
+from scdecode.plot.axes import Panels
 from scdecode.plot.labels import beside_points
+from scdecode.plot.palettes import COLOURS, tone
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ SHAPES = {
     "down": (COLOURS[0], "v"),
     "transient": (COLOURS[2], "D"),
     "valley": (COLOURS[3], "s"),
-    "flat": (PALE, "o"),
+    "flat": ("#BBBBBB", "o"),
 }
 """Colour and marker of what a gene does along a path."""
 
@@ -33,8 +34,8 @@ _NEEDED = ("log2_fold_change", "score", "shape")
 @checked
 def change(
     table: GeneTable, *, label: int | Sequence[str] = 12, threshold: float | None = None, ax: Axes | None = None
-) -> Axes:
-    """Each gene's log2 fold change from start to end of a path against the score of its change.
+) -> Axes | Panels:
+    """Draw each gene's log2 fold change from start to end of a path against the score of its change.
 
     Colour and marker are the shape of its trend; the names are those of the best genes. A transient gene may end where
     it began: its score is high at a fold change of none.
@@ -53,8 +54,8 @@ def change(
 
     Returns
     -------
-    Axes
-        Of the first lineage; ``.figure.axes`` are all.
+    Axes, or a list of them
+        Of several lineages a list of the Axes of each.
 
     Raises
     ------
@@ -103,7 +104,7 @@ def change(
         x, y = chosen["log2_fold_change"].to_numpy(dtype=float), chosen["score"].to_numpy(dtype=float)
         dots = part[["log2_fold_change", "score"]].to_numpy(dtype=float)
         beside_points(one, x, y, list(chosen["gene"]), others=dots)
-    return axes[0]
+    return ax_.panels_or_one(axes)
 
 
 def _draw(ax: Axes, part: pd.DataFrame, threshold: float | None) -> None:
@@ -122,9 +123,9 @@ def _draw(ax: Axes, part: pd.DataFrame, threshold: float | None) -> None:
                 label=shape,
                 rasterized=len(own) > 5_000,
             )
-    ax.axvline(0, color="#999999", linewidth=0.7, zorder=0)
+    ax.axvline(0, color=tone(ax, 0.4), linewidth=0.7, zorder=0)
     if threshold is not None:
-        ax.axhline(threshold, color="#555555", linewidth=0.8, linestyle="--", zorder=0)
+        ax.axhline(threshold, color=tone(ax, 0.67), linewidth=0.8, linestyle="--", zorder=0)
     furthest = 1.15 * max(float(part["log2_fold_change"].abs().max()), 0.5)
     ax.set_xlim(-max(furthest, ax.get_xlim()[1]), max(furthest, ax.get_xlim()[1]))  # shared by the lineages
     ax.margins(y=0.12)
@@ -142,7 +143,7 @@ def _shape_key(ax: Axes, table: pd.DataFrame, threshold: float | None, *, counte
             handle = Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=5)
             entries.append((handle, f"{shape} ({number:,})" if counted else shape))
     if threshold is not None:
-        entries.append((Line2D([], [], color="#555555", linewidth=0.8, linestyle="--"), f"score {threshold:g}"))
+        entries.append((Line2D([], [], color=tone(ax, 0.67), linewidth=0.8, linestyle="--"), f"score {threshold:g}"))
     ax_.key(
         ax,
         entries,

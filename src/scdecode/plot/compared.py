@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
+from anndata import AnnData
 
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import PerPoint, Values
@@ -14,15 +15,13 @@ from scdecode.errors import InputError
 from scdecode.geometry.metric import path_length
 from scdecode.model import SCVI
 from scdecode.plot import axes as ax_
-from scdecode.plot.axes import FAR_WORDS, INK
-from scdecode.plot.latent_view import check_colour, draw_scene, looks_of, name_ends, places_of
-from scdecode.plot.planes import embedded_plane, principal_plane
+from scdecode.plot.axes import FAR_WORDS, Panels
+from scdecode.plot.cells import read_cells
+from scdecode.plot.latent_view import draw_scene, looks_of, name_ends, places_of
+from scdecode.plot.palettes import ink, pale
 from scdecode.plot.routes import Route, routes_of
 from scdecode.points import PointsLike, conditions_of
 from scdecode.support import FAR
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _TOP = 111.0
 """Where the axis of the support ends: above the percentiles is room for words."""
@@ -37,13 +36,14 @@ def compare_paths(
     model: SCVI,
     paths: Annotated[Mapping[str, Any], "a mapping of names to paths"],
     *,
-    cells: PointsLike | None = None,
-    colour: Values = None,
-    embedding: Values = None,
+    cells: AnnData | PointsLike | None = None,
+    colour: str | Values = None,
+    color: str | Values = None,
+    embedding: str | Values = None,
     spread: bool = False,
     **conditions: PerPoint,
-) -> Axes:
-    """Paths beside each other: where they run, how far from the training cells, and how fast expression changes.
+) -> Panels:
+    """Draw paths beside each other: where they run, how far from the training cells, and how fast expression changes.
 
     Left the latent view, with the length of each path by the decoder's metric, and beside a geodesic that of the
     straight line between its own ends; paths whose ends lie apart from those of the first, by more than a few percent
@@ -57,7 +57,7 @@ def compare_paths(
         Trained, with reference cells.
     paths
         Names and paths of at least two points each: ``{"straight": path, "geodesic": other}``.
-    cells, colour, embedding, spread
+    cells, colour, color, embedding, spread
         As for :func:`scdecode.plot.latent`.
     **conditions
         Batch, covariates and library size that the lengths are for, as for ``model.decode``; by default those that the
@@ -65,8 +65,8 @@ def compare_paths(
 
     Returns
     -------
-    Axes
-        The latent view; ``.figure.axes`` has those of the support and of the speed, too.
+    list of Axes
+        The latent view, the support and the speed; its ``.figure`` is the whole.
 
     Raises
     ------
@@ -92,18 +92,16 @@ def compare_paths(
             segments.append(np.asarray(lengths, dtype=np.float64))
     if not routes:
         raise InputError("paths: an empty mapping came, names and their paths were expected")
-    shown = model.reference_latents() if cells is None else np.asarray(cells)
-    check_colour(colour, shown)
-    plane = principal_plane(shown) if embedding is None else embedded_plane(shown, embedding)
+    shown = read_cells(model, cells, ax_.one_colour(colour, color), embedding)
     ax_.check_matplotlib()
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(9.6, 4.4), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(1.35, 1.0))
     ax, near, fast = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1])
-    looks = looks_of(routes, colour)
-    places = places_of(plane, routes)
-    entries = draw_scene(ax, plane, colour, routes, places, looks, spread=spread)
+    looks = looks_of(routes, shown.colour, ax)
+    places = places_of(shown.plane, routes)
+    entries = draw_scene(ax, shown, routes, places, looks, spread=spread)
     for route, lengths, (shade, style) in zip(routes, segments, looks, strict=True):
         look: dict[str, Any] = {"color": shade, "linestyle": style}
         behind = np.concatenate([[0.0], np.cumsum(lengths)]) / max(float(lengths.sum()), 1e-300)
@@ -111,8 +109,8 @@ def compare_paths(
             near.plot(behind, route.support_n, linewidth=1.8, label=route.name, **look)
         middle, speed = (behind[1:] + behind[:-1]) / 2, lengths / np.diff(_clock(route))
         fast.plot(middle, speed, linewidth=1.8, label=route.name, **look)
-    near.axhspan(FAR, _TOP, color=ax_.PALE, alpha=0.35, linewidth=0)
-    near.text(0.01, (FAR + _TOP) / 2, FAR_WORDS, fontsize=7, color=INK, va="center")
+    near.axhspan(FAR, _TOP, color=pale(ax), alpha=0.35, linewidth=0)
+    near.text(0.01, (FAR + _TOP) / 2, FAR_WORDS, fontsize=7, color=ink(ax), va="center")
     near.set(ylim=(0, _TOP), xlim=(0, 1), ylabel="support\n(percentile of cells)")
     near.tick_params(labelbottom=False)
     fast.set(xlim=(0, 1), xlabel="share of the length", ylabel="speed\n(length a unit of time)")
@@ -121,8 +119,9 @@ def compare_paths(
         ax_.tidy(one)
         one.tick_params(labelsize=8)
     ax_.key(figure, entries, loc="outside lower center", ncols=min(len(entries), 4))
-    name_ends(ax, plane, routes, places, looks)
-    return ax
+    ax_.caption(figure, [shown.plane.words])
+    name_ends(ax, shown, routes, places, looks)
+    return Panels([ax, near, fast])
 
 
 def _conditions(paths: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

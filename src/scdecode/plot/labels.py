@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scdecode.plot.axes import figure_of
+from scdecode.plot.palettes import tone
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_RADII = (7.0, 12.0, 18.0, 26.0, 36.0, 48.0, 62.0, 80.0)  # points
+_RADII = (4.0, 7.0, 12.0, 18.0, 26.0, 36.0, 48.0, 62.0, 80.0)  # points
+_BESIDE = 7.0  # points: a name as near as this belongs to its point without a line
 _ANGLES = np.deg2rad(np.arange(0, 360, 30))
 
 
@@ -110,16 +112,18 @@ def beside_points(
     taken: list[np.ndarray] = []  # left, bottom, right, top
     leaders: list[np.ndarray] = []
     written = []
-    colours = style.pop("color", "black")
+    colours = style.pop("color", tone(ax, 1.0))
     colours = [colours] * len(names) if isinstance(colours, str) else colours
+    letters = {name: style[name] for name in ("style",) if name in style}
+    leader_look = {"arrowstyle": "-", "color": tone(ax, 0.53), "shrinkA": 0, "shrinkB": 3}
     for place, name, colour in zip(ax.transData.transform(np.column_stack([x, y])), names, colours, strict=True):
         text = ax.annotate(
-            name, (0, 0), xytext=(0, 0), xycoords="axes pixels", textcoords="offset points", fontsize=size
+            name, (0, 0), xytext=(0, 0), xycoords="axes pixels", textcoords="offset points", fontsize=size, **letters
         )
         box = text.get_window_extent()
         text.remove()
         half = np.array([box.width, box.height]) / 2 + 1.5 * pixel
-        best: tuple[float, np.ndarray] | None = None
+        best: tuple[float, np.ndarray, float] | None = None
         for radius in _RADII:
             for angle in _ANGLES:
                 way = np.array([np.cos(angle), np.sin(angle)])
@@ -137,10 +141,10 @@ def beside_points(
                     continue
                 cost = radius + 3.0 * float(_inside(dots_n2, rectangle).sum())
                 if best is None or cost < best[0]:
-                    best = (cost, centre)
+                    best = (cost, centre, radius)
         if best is None:
             continue
-        _, centre = best
+        _, centre, radius = best
         offset = (centre - place) / pixel
         taken.append(np.concatenate([centre - half, centre + half]))
         leaders.append(place + np.linspace(0.15, 1.0, 16)[:, None] * (centre - place))
@@ -153,7 +157,8 @@ def beside_points(
             ha="center",
             va="center",
             color=colour,
-            arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": "#777777", "shrinkA": 0, "shrinkB": 3},
+            # a line as short as a dash would look like a part of the name
+            arrowprops={**leader_look, "linewidth": 0.6 if radius > _BESIDE else 0.0},
             **style,
         )
         written.append(name)

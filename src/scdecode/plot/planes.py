@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from scdecode.errors import InputError
+from scdecode.points import read_array
 
 _NEAREST = 30
 """Cells whose places a bare point takes the mean of, in an embedding."""
@@ -31,6 +33,7 @@ class Plane:
     cells_n2: np.ndarray
     labels: tuple[str, str]  # of the axes
     words: str  # of how a path got there, where it is not just a projection
+    is_embedding: bool  # whether its axes have no unit
     carry: Carry  # points (n, k) and covariances (n, k, k) or None -> (n, 2) and (n, 2, 2) or None
 
 
@@ -47,7 +50,7 @@ def principal_plane(cells_nk: np.ndarray) -> Plane:
         return (points_nk - centre) @ axes_2k.T, None if spread_nkk is None else axes_2k @ spread_nkk @ axes_2k.T
 
     labels = [f"latent principal axis {i + 1} ({share[i]:.0%} of variance)" if i < n else "" for i in range(2)]
-    return Plane((cells_nk - centre) @ axes_2k.T, (labels[0], labels[1]), "", carry)
+    return Plane((cells_nk - centre) @ axes_2k.T, (labels[0], labels[1]), "", False, carry)
 
 
 def embedded_plane(cells_nk: np.ndarray, embedding: Any) -> Plane:
@@ -63,8 +66,13 @@ def embedded_plane(cells_nk: np.ndarray, embedding: Any) -> Plane:
     InputError
         For an embedding that is not two numbers for each of the cells.
     """
+    if isinstance(embedding, AnnData):
+        raise InputError(
+            "embedding: got an AnnData, expected two numbers for each cell, or the name of an entry of obsm beside "
+            'cells=adata, such as "X_umap"'
+        )
     names = embedding.columns if isinstance(embedding, pd.DataFrame) else ("embedding axis 1", "embedding axis 2")
-    place_n2 = np.asarray(embedding, dtype=np.float64)
+    place_n2 = read_array(embedding, "embedding").astype(np.float64)
     if place_n2.shape != (len(cells_nk), 2) or not np.isfinite(place_n2).all():
         raise InputError(
             f"embedding: shape {place_n2.shape} came, two finite numbers for each of the {len(cells_nk):,} cells, "
@@ -86,7 +94,8 @@ def embedded_plane(cells_nk: np.ndarray, embedding: Any) -> Plane:
             mean_n2, around_n22 = _between(mean_n2, at, n), _between(around_n22, at, n)
         return mean_n2, None if spread_nkk is None else around_n22
 
-    return Plane(place_n2, (str(names[0]), str(names[1])), "paths: mean place of the cells around", carry)
+    words = "Points of a path are at the mean place of the cells around them."
+    return Plane(place_n2, (str(names[0]), str(names[1])), words, True, carry)
 
 
 def _between(values: np.ndarray, at: np.ndarray, n: int) -> np.ndarray:

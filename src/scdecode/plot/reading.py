@@ -47,25 +47,37 @@ def made_of(expression: AnnData) -> Any:
 
 
 def unit_of(expression: AnnData) -> str:
-    """Unit of the expression, with the library size it is for."""
+    """Return the unit of the expression, short enough for an axis; :func:`unit_words` has the rest."""
     made = made_of(expression)
     if "baseline" in made:  # what counterfactual() gives of the conditions: each less the baseline
-        return f"{_unit(expression, made)},\ndifference from {made['baseline']}"
+        return f"difference from {made['baseline']}"
     return _unit(expression, made)
 
 
 def _unit(expression: AnnData, made: Any) -> str:
     if made["quantity"] == "scale":
         return "fraction of RNA" if made["library"] == "counts" else "expression at size factor one"
+    word = "drawn counts" if made["quantity"] == "counts" else "expected counts"
     sizes = expression.obs["library_size"].unique()
-    if made["library"] == "counts":
-        at = f"library of {sizes[0]:,.0f} counts" if len(sizes) == 1 else "library of each point"
-    else:
-        at = f"size factor {sizes[0]:.3g}" if len(sizes) == 1 else "size factor of each point"
-    word = {"rate": "expected counts", "mean": "expected counts with zero inflation", "counts": "drawn counts"}
+    return f"{word} per {sizes[0]:,.6g}" if made["library"] == "counts" and len(sizes) == 1 else word
+
+
+def unit_words(expression: AnnData) -> str:
+    """Return what the unit does not say, as sentences for a caption."""
+    made = made_of(expression)
+    said = [f"The difference is in {_unit(expression, made)}."] if "baseline" in made else []
+    if made["quantity"] != "scale":
+        sizes = expression.obs["library_size"].unique()
+        counts = made["library"] == "counts"
+        if len(sizes) > 1:
+            said.append(f"Expected at the {'library size' if counts else 'size factor'} of each point.")
+        elif not counts:
+            said.append(f"Expected at a size factor of {sizes[0]:.3g}.")
     if is_before_zeros(expression):
-        word["rate"] = "expected counts before zero inflation"
-    return f"{word[made['quantity']]}, {at}"
+        said.append("Expression is that before zero inflation.")
+    elif made["quantity"] == "mean":
+        said += ["Expression includes zero inflation."] if str(made.get("gene_likelihood")) == "zinb" else []
+    return " ".join(said)
 
 
 def is_before_zeros(expression: AnnData) -> bool:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from scdecode._utils.checks import checked
 from scdecode.errors import InputError
 from scdecode.model import SCVI
-from scdecode.plot.axes import COLOURS, one, tidy
+from scdecode.plot.axes import one, tidy
+from scdecode.plot.palettes import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,19 +13,27 @@ from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import LibrarySize, NamesLike, Values
 from scdecode.errors import InputError
 from scdecode.plot import axes as ax_
-from scdecode.plot.axes import COLOURS, FAR_WORDS, INK, STYLES
+from scdecode.plot.axes import FAR_WORDS, STYLES, Panels
 from scdecode.plot.bands import Band, bands_of, changed
 from scdecode.plot.labels import line_ends
 from scdecode.plot.observed import Observed, bins_of, read_observed
-from scdecode.plot.reading import Line, columns_of, dense, is_before_zeros, is_line, lines_of, time_label, unit_of
+from scdecode.plot.palettes import ink, palette, paper, tone
+from scdecode.plot.panels import label_panels, lay_panels
+from scdecode.plot.reading import (
+    Line,
+    columns_of,
+    dense,
+    is_before_zeros,
+    is_line,
+    lines_of,
+    time_label,
+    unit_of,
+    unit_words,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TOGETHER = 4
-"""Genes on the same axes, at most, where nobody says otherwise: of more, nobody tells the bands apart."""
-
-_GREY = "#888888"
 _DOTS = 3_000  # cells shown as dots, at most; their means are of all
 _COVERED = 0.98  # of the dots are within the axes: the rest would press the lines to the ground
 
@@ -42,16 +50,18 @@ class _Scene:
     joined: bool  # points are a line
     together: bool  # all genes on the same Axes
     before_zeros: bool  # of a zero-inflated model, without its zeros
+    words: str  # what the unit does not say
 
     @property
     def by_gene(self) -> bool:
         """Whether colours tell genes apart, or else lineages and conditions."""
         return self.together and len(self.genes) > 1
 
-    def look(self, gene: int, line: int) -> tuple[Any, Any]:
+    def look(self, gene: int, line: int, ax: Axes) -> tuple[Any, Any]:
         """Colour and line style."""
         colour, style = (gene, gene if len(self.lines) == 1 else line) if self.by_gene else (line, line)
-        return COLOURS[colour % len(COLOURS)], STYLES[style % len(STYLES)]
+        n = len(self.genes) if self.by_gene else len(self.lines)
+        return palette(n, ax, lines=True)[colour], STYLES[style % len(STYLES)]
 
 
 @checked
@@ -68,8 +78,11 @@ def trends(
     panels: bool | None = None,
     log: bool = False,
     ax: Axes | None = None,
-) -> Axes:
-    """Expression of genes along the points, with bands, and the observed cells behind it where they are given.
+) -> Axes | Panels:
+    """Draw the expression of genes along the points, with bands, and the observed cells behind them if given.
+
+    Each gene has a panel of its own. The vertical axis names the unit; what else is to be known of it is in the caption
+    below.
 
     Several lineages (``obs["lineage"]``) or conditions (``obs["condition"]``) are lines of their own. Stretches that
     are not supported by training cells are grey; of one of several lines, they are hollow. Points without an order (no
@@ -101,8 +114,8 @@ def trends(
         models, or of the model's count noise. ``"parts"``: these three, one around the other (variances add up).
         ``"none"``. By default the cells' spread and, darker in it, that between models, where there are.
     panels
-        Whether each gene has Axes of its own, with its own vertical axis. By default from five genes on, and of fewer
-        where there are several lines or observed cells; never on ``ax``.
+        Whether each gene has Axes of its own, with its own vertical axis, as by default; False draws all on the same
+        Axes. Always False on ``ax``.
     log
         Whether the vertical axis is ``log1p`` of the expression.
     ax
@@ -110,8 +123,8 @@ def trends(
 
     Returns
     -------
-    Axes
-        Of the first gene where there are panels; ``.figure.axes`` are those of all, in the order of the genes.
+    Axes, or a list of them
+        With one panel its Axes; with several a list of theirs in the order of the genes; its ``.figure`` is the whole.
 
     Raises
     ------
@@ -131,9 +144,7 @@ def trends(
     if cells is not None:
         how = {"time": time, "lineage": lineage, "layer": layer, "library_size": library_size}
         observed = read_observed(expression, lines, genes, cells, **how)
-    if panels is None:
-        crowded = len(lines) > 1 or observed is not None or band == "parts"
-        panels = ax is None and len(genes) > (1 if crowded else TOGETHER)
+    panels = ax is None if panels is None else panels
     if log and (values_ng < 0).any():
         raise InputError("log: the expression has negative values, as differences have; leave it out")
     if log:
@@ -147,59 +158,55 @@ def trends(
         joined=is_line(expression, lines),
         together=len(genes) == 1 or not panels,
         before_zeros=is_before_zeros(expression),
+        words=unit_words(expression),
     )
     x_label, y_label = time_label(expression), f"log1p of {unit}" if log else unit
     return _panels(scene, x_label, y_label, log) if panels else _together(scene, ax, x_label, y_label, log)
 
 
 def _together(scene: _Scene, ax: Axes | None, x_label: str, y_label: str, log: bool) -> Axes:
-    given, ax = ax, ax_.one(ax, (6.0, 3.8))
-    above = _draw(scene, ax, range(len(scene.genes)), log)
-    ax.set_xlabel(x_label)
-    ax.set_ylabel(y_label)
-    entries = _keys(scene, above)
-    if scene.by_gene and scene.joined:
+    given, n = ax, len(scene.genes)
+    if ax is None:
+        (ax,) = lay_panels([scene.genes[0] if n == 1 else ""])
+    elif n == 1:
+        ax.set_title(scene.genes[0], fontsize=10, loc="left", style="italic")
+    above = _draw(scene, ax, range(n), log)
+    entries = _keys(scene, ax)
+    names_beside = given is None and scene.by_gene and scene.joined
+    if given is not None and scene.by_gene and scene.joined:  # beside the axes there may be no room
+        entries = _gene_keys(scene, ax) + entries
+    if given is None:
+        label_panels([ax], x_label, y_label, entries, _caption(scene, above))
+    else:
+        ax_.label_given(ax, x_label, y_label + "\n(before zero inflation)" * scene.before_zeros, entries)
+    if names_beside:
         first = scene.lines[0]
         rows = np.concatenate([line.rows[-1:] for line in scene.lines if line.x[-1] == first.x[-1]])
-        looks = [scene.look(gene, 0)[0] for gene in range(len(scene.genes))]
+        looks = [scene.look(gene, 0, ax)[0] for gene in range(n)]
         line_ends(ax, list(scene.values_ng[rows].mean(axis=0)), scene.genes, looks)
-    elif len(scene.genes) == 1:
-        ax.set_title(scene.genes[0], fontsize=10, loc="left", style="italic")
-    # above the axes, as names of lines are beside them
-    if given is None:
-        ax_.key(ax_.figure_of(ax), entries, loc="outside upper left", ncols=3 if len(entries) < 4 else 2)
-    else:
-        above_title = 1.06 if len(scene.genes) == 1 else 1.0
-        ax_.key(ax, entries, loc="lower left", bbox_to_anchor=(0.0, above_title), ncols=2)
     return ax
 
 
-def _panels(scene: _Scene, x_label: str, y_label: str, log: bool) -> Axes:
-    n = len(scene.genes)
-    across = min(n, 3 if n <= 9 else 4 if n <= 16 else 5)
-    down = -(-n // across)
-    size = (0.7 + 2.3 * across, 0.9 + max(1.75 * down, 2.3))
-    figure, axes = ax_.grid(down, across, size, sharex=True)
-    above = 0.0
-    for gene, ax in enumerate(axes[:n]):
-        above = max(above, _draw(scene, ax, [gene], log))
-        ax.set_title(scene.genes[gene], fontsize=9, loc="left", style="italic")
-        ax.tick_params(labelsize=8)
-    for ax in axes[n:]:
-        ax.remove()
-    for ax in axes[max(0, n - across) : n]:
-        ax.tick_params(labelbottom=True)
-    figure.supxlabel(x_label, fontsize=10)
-    entries = _keys(scene, above)
-    columns = {1: 1, 2: 1, 3: 2}.get(across, 3)  # of words of up to three inches
-    rows = -(-len(entries) // columns)
-    height = size[1] + 0.17 * max(rows - 3, 0)
-    figure.set_size_inches(size[0], height)
-    # beside the axes alone: above them is the key, of as many inches
-    middle = (0.5 + height - 0.15 * rows - 0.3) / 2
-    figure.supylabel(ax_.wrapped(y_label, size[1] - 1.3), fontsize=10, y=middle / height)
-    ax_.key(figure, entries, loc="outside upper left", ncols=columns)
-    return axes[0]
+def _panels(scene: _Scene, x_label: str, y_label: str, log: bool) -> Axes | Panels:
+    axes = lay_panels(scene.genes)
+    above = max(_draw(scene, ax, [gene], log) for gene, ax in enumerate(axes))
+    label_panels(axes, x_label, y_label, _keys(scene, axes[0]), _caption(scene, above))
+    return ax_.panels_or_one(axes)
+
+
+def _caption(scene: _Scene, above: float) -> list[str]:
+    """Sentences on what no label and no key says."""
+    seen = scene.observed
+    words = [scene.words]
+    if seen is not None:
+        words.append(f"Observed cells are scaled to the same unit{_cut(above)}.")
+        if scene.before_zeros:  # so that the means of cells lie below the line
+            words.append("They have more zeros than the line; the quantity “mean” is the one that compares with them.")
+    return words
+
+
+def _cut(above: float) -> str:
+    return f"; up to {100 * above:.1f} % of them lie above the axes" if above else ""
 
 
 def _draw(scene: _Scene, ax: Axes, genes: Sequence[int], log: bool) -> float:
@@ -210,7 +217,7 @@ def _draw(scene: _Scene, ax: Axes, genes: Sequence[int], log: bool) -> float:
     tops = []
     for gene in genes:
         for number, line in enumerate(scene.lines):
-            colour, style = scene.look(gene, number)
+            colour, style = scene.look(gene, number, ax)
             for band in scene.bands if scene.joined else ():
                 low, high = band.low_ng[line.rows, gene], band.high_ng[line.rows, gene]
                 face, edge = to_rgba(colour, band.alpha), to_rgba(colour, 0.6)
@@ -220,13 +227,16 @@ def _draw(scene: _Scene, ax: Axes, genes: Sequence[int], log: bool) -> float:
             drawn = {"linestyle": style, "linewidth": 1.8, "zorder": 4} | dots
             values = scene.values_ng[line.rows, gene]
             label = ", ".join(part for part in (scene.genes[gene], line.name) if part is not None)
-            ax.plot(line.x, values, color=colour, label=label, **drawn)
+            # all of it is within the limits, whose frame would cut a line along it in half
+            ax.plot(line.x, values, color=colour, label=label, clip_on=False, **drawn)
             tops.append(values.max())
             if scene.joined and not single:
                 ax_.hollow(ax, line.x, values, line.far, colour, zorder=4.1)
     if single:
         ax_.stripes(ax, scene.lines[0].x, scene.lines[0].far)
-    seen = np.concatenate([_dots(scene, ax, gene, log) for gene in genes])
+    parts = [_dots(scene, ax, gene, log) for gene in genes]
+    seen = np.concatenate([value_n for value_n, _ in parts])
+    tops += [top for _, top in parts]
     lowest = min(float(scene.values_ng[:, list(genes)].min()), float(seen.min(initial=0)))
     first, last = min(line.x[0] for line in scene.lines), max(line.x[-1] for line in scene.lines)
     if scene.joined and last > first:
@@ -234,8 +244,11 @@ def _draw(scene: _Scene, ax: Axes, genes: Sequence[int], log: bool) -> float:
     if lowest >= 0:
         ax.set_ylim(bottom=0)
     else:
-        ax.axhline(0, color="#999999", linewidth=0.7, zorder=0.5)
+        ax.axhline(0, color=tone(ax, 0.4), linewidth=0.7, zorder=0.5)
+    if max(*tops, float(seen.max(initial=0))) <= 0 <= lowest:  # nothing is expressed, and no axis shows how little
+        ax.set_ylim(0, 1)
     ax_.tidy(ax)
+    ax_.plain_ticks(ax)
     if not len(seen):
         return 0.0
     top = 1.05 * max(*tops, float(np.quantile(seen, _COVERED)), 1e-12)
@@ -243,16 +256,17 @@ def _draw(scene: _Scene, ax: Axes, genes: Sequence[int], log: bool) -> float:
     return float((seen > top).mean())
 
 
-def _dots(scene: _Scene, ax: Axes, gene: int, log: bool) -> np.ndarray:
-    """Draw the observed cells, and their means; return where they are on the vertical axis."""
-    seen = scene.observed
+def _dots(scene: _Scene, ax: Axes, gene: int, log: bool) -> tuple[np.ndarray, float]:
+    """Draw the observed cells, and their means; return where they are on the vertical axis, and the highest mean."""
+    seen, top = scene.observed, 0.0
     if seen is None:
-        return np.zeros(0)
+        return np.zeros(0), top
     change = np.log1p if log else np.asarray
     value_n = seen.values_ng[:, gene]
     some = np.random.default_rng(0).permutation(len(value_n))[:_DOTS]
     for number in np.unique(seen.group_n):
-        colour = _GREY if number < 0 and not scene.by_gene else scene.look(gene, max(number, 0))[0]
+        grey = number < 0 and not scene.by_gene
+        colour = tone(ax, 0.5) if grey else scene.look(gene, max(number, 0), ax)[0]
         own = some[seen.group_n[some] == number]
         ax.scatter(
             seen.x[own], change(value_n[own]), s=4, color=colour, alpha=0.35, linewidths=0, zorder=1, rasterized=True
@@ -262,64 +276,75 @@ def _dots(scene: _Scene, ax: Axes, gene: int, log: bool) -> np.ndarray:
         if bins is None or (number < 0 and len(scene.lines) > 1):  # a mean over lineages is that of none
             continue
         low, high = (change(np.maximum(bins.mean + sign * bins.error, 0)) for sign in (-1, 1))
-        edge = INK if number < 0 and not scene.by_gene else colour
-        ax.vlines(bins.x, low, high, color=edge, linewidth=0.9, zorder=5)
+        edge = ink(ax) if grey else colour
+        top = max(top, float(high.max()))
+        ax.vlines(bins.x, low, high, color=edge, linewidth=0.9, zorder=5, clip_on=False)
         ax.plot(
             bins.x,
             change(bins.mean),
             "o",
             markersize=3.2,
-            color="white",
+            color=paper(ax),
             markeredgecolor=edge,
             zorder=5.1,
+            clip_on=False,
             label="_means",
         )
-    return np.asarray(change(value_n))
+    return np.asarray(change(value_n)), top
 
 
-def _keys(scene: _Scene, above: float) -> list[tuple[Any, str]]:
+def _gene_keys(scene: _Scene, ax: Axes) -> list[tuple[Any, str]]:
+    from matplotlib.lines import Line2D
+
+    looks = [scene.look(gene, 0, ax) for gene in range(len(scene.genes))]
+    single = len(scene.lines) == 1
+    return [
+        (Line2D([], [], color=colour, linestyle=style if single else "-", linewidth=1.8), name)
+        for (colour, style), name in zip(looks, scene.genes, strict=True)
+    ]
+
+
+def _keys(scene: _Scene, ax: Axes) -> list[tuple[Any, str]]:
     """Handles and words for everything that no label says."""
     from matplotlib.lines import Line2D
 
     entries: list[tuple[Any, str]] = []
     several = len(scene.lines) > 1
-    band_colour = INK if scene.by_gene or several else COLOURS[0]
+    band_colour = ink(ax) if scene.by_gene or several else palette(1, ax)[0]
     if not scene.joined and (scene.by_gene or several):
         for gene, name in enumerate(scene.genes if scene.by_gene else scene.genes[:1]):
             for number, line in enumerate(scene.lines if not scene.by_gene or not gene else scene.lines[:1]):
-                dot = Line2D([], [], color=scene.look(gene, number)[0], linestyle="none", marker=".", markersize=6)
+                dot = Line2D([], [], color=scene.look(gene, number, ax)[0], linestyle="none", marker=".", markersize=6)
                 entries.append((dot, name if scene.by_gene else str(line.name)))
     elif several:
         for number, line in enumerate(scene.lines):
-            colour, style = scene.look(0, number)
-            handle = Line2D([], [], color=INK if scene.by_gene else colour, linestyle=style, linewidth=1.8)
+            colour, style = scene.look(0, number, ax)
+            handle = Line2D([], [], color=ink(ax) if scene.by_gene else colour, linestyle=style, linewidth=1.8)
             entries.append((handle, str(line.name)))
     elif scene.joined and scene.bands:
         entries.append((Line2D([], [], color=band_colour, linewidth=1.8), "mean"))
     if scene.joined:
         entries += [(ax_.band_patch(band_colour, band.alpha), band.words) for band in scene.bands[::-1]]
     if scene.observed is not None:
-        entries += _observed_keys(scene, scene.observed, above)
+        entries += _observed_keys(scene, scene.observed, ax)
     if any(line.far.any() for line in scene.lines):
-        entries.append((ax_.hollow_key() if several and scene.joined else ax_.stripe_patch(), FAR_WORDS))
+        entries.append((ax_.hollow_key(ax) if several and scene.joined else ax_.stripe_patch(ax), FAR_WORDS))
     return entries
 
 
-def _observed_keys(scene: _Scene, seen: Observed, above: float) -> list[tuple[Any, str]]:
+def _observed_keys(scene: _Scene, seen: Observed, ax: Axes) -> list[tuple[Any, str]]:
     from matplotlib.lines import Line2D
 
     n = len(seen.x)
-    dot = Line2D([], [], color=_GREY, linestyle="none", marker=".", markersize=5, markeredgewidth=0)
+    dot = Line2D([], [], color=tone(ax, 0.5), linestyle="none", marker=".", markersize=5, markeredgewidth=0)
     few = f"{_DOTS:,} of {n:,} observed cells" if n > _DOTS else f"{n:,} observed cells"
-    entries: list[tuple[Any, str]] = [(dot, f"{few} (up to {100 * above:.1f} % above the axes)" if above else few)]
+    entries: list[tuple[Any, str]] = [(dot, few)]
     groups = np.unique(seen.group_n)
     sizes = [np.sum(seen.group_n == group) for group in groups if group >= 0 or len(scene.lines) == 1]
     means = [bins.size for bins in (bins_of(np.arange(size), np.zeros(size)) for size in sizes) if bins is not None]
     if means:
-        ring = Line2D([], [], color="white", marker="o", markersize=4, markeredgecolor=INK, linestyle="none")
+        ring = Line2D([], [], color=paper(ax), marker="o", markersize=4, markeredgecolor=ink(ax), linestyle="none")
         least, most = min(means), max(means)
         some = f"{least}" if least == most else f"{least}–{most}"
         entries.append((ring, f"mean of {some} cells, ± standard error"))
-    if scene.before_zeros:  # which the cells have, so that their means lie below the line
-        entries.append((Line2D([], [], linestyle="none"), "cells have more zeros: decode quantity='mean' to compare"))
     return entries
