@@ -342,7 +342,7 @@ def test_table_of_bare_lines_and_lineages(full_model):
 
 def test_known_effects_are_found_with_their_signs():
     adata = sd.datasets.simulate_branching(400, 60, n_batches=2, batch_sd=0.8, library_size=3000.0)
-    model = make_model(adata, setup={"batch_key": "batch"}, epochs=25)
+    model = make_model(adata, setup={"batch_key": "batch"}, epochs=40, train={"lr": 5e-3})
     table = counterfactual(model, model.posterior(adata[:100]), "batch", n_samples=8).table.set_index("gene")
     time, branch = adata.obs["pseudotime"][:100], adata.obs["branch"][:100].astype(str)
     truth = [sd.datasets.true_scale(adata, time, branch, batch).mean(axis=0) for batch in ("batch_1", "batch_2")]

@@ -10,6 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from scdecode._utils.names import check_names, names_of
 from scdecode.errors import InputError, unknown_name
 from scdecode.model import SCVI
 from scdecode.plot.palettes import COLOURS, usable_colours
@@ -86,9 +87,13 @@ def read_cells(model: SCVI, cells: Any, colour: Any, embedding: Any, layer: str 
             )
         simplex = model.config.latent_distribution == "ln"
         z_nk = read_points(cells, model.config.n_latent, simplex=simplex).z_nk.numpy()
+    names = names_of(cells)
+    if not isinstance(colour, str):
+        check_names("colour", colour, names, "cells")
     read = None if colour is None else _colour(cells, colour, layer, len(z_nk))
     if isinstance(embedding, str):
         embedding = _embedding(cells, embedding)
+    check_names("embedding", embedding, names, "cells")
     plane = principal_plane(z_nk) if embedding is None else embedded_plane(z_nk, embedding)
     return ShownCells(np.asarray(z_nk), plane, read)
 
