@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import NamesLike
 from scdecode.counterfactual import SHRINKAGE, Counterfactual
 from scdecode.dynamics import Comparison
 from scdecode.errors import InputError, check_integer, unknown_name
@@ -47,9 +48,10 @@ class _Scene:
     words: list[str]  # of the caption
 
 
+@checked
 def differences(
     result: Comparison | Counterfactual,
-    genes: Sequence[str] | str | None = None,
+    genes: NamesLike | str | None = None,
     *,
     n_genes: int = _N_GENES,
     ax: Axes | None = None,
@@ -83,11 +85,6 @@ def differences(
     >>> parts = sd.dynamics.compare(model, paths["A"], paths["B"], names=("A", "B"))  # doctest: +SKIP
     >>> axes = sd.plot.differences(parts)  # doctest: +SKIP
     """
-    if not isinstance(result, Comparison | Counterfactual):
-        raise InputError(
-            f"result: got {type(result).__name__}, expected what sd.dynamics.compare(...) or sd.counterfactual(...) "
-            "returns"
-        )
     check_integer("n_genes", n_genes, minimum=1)
     names = [genes] if isinstance(genes, str) else None if genes is None else [str(gene) for gene in genes]
     if isinstance(result, Comparison):

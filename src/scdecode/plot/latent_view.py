@@ -10,7 +10,6 @@ from anndata import AnnData
 
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import Values
-from scdecode.errors import InputError
 from scdecode.model import SCVI
 from scdecode.plot import axes as ax_
 from scdecode.plot.axes import FAR_WORDS, MARKERS, STYLES
@@ -99,8 +98,6 @@ def latent(
     >>> ax = sd.plot.latent(model, path, cells=adata, embedding="X_umap", colour="cell_type")  # doctest: +SKIP
     """
     shown = read_cells(model, cells, ax_.one_colour(colour, color), embedding, layer)
-    if ends is not None and (isinstance(ends, str) or len(ends) != 2):
-        raise InputError(f"ends: got {ends!r}, expected two names, of the start and of the end")
     plane, routes = shown.plane, [] if points is None else routes_of(model, points)
     given, ax = ax, ax_.one(ax, (5.2, 4.6))
     places, looks = places_of(plane, routes), looks_of(routes, shown.colour, ax)

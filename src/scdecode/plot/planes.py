@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 
 from scdecode.errors import InputError
 from scdecode.points import read_array
@@ -66,11 +65,6 @@ def embedded_plane(cells_nk: np.ndarray, embedding: Any) -> Plane:
     InputError
         For an embedding that is not two numbers for each of the cells.
     """
-    if isinstance(embedding, AnnData):
-        raise InputError(
-            "embedding: got an AnnData, expected two numbers for each cell, or the name of an entry of obsm beside "
-            'cells=adata, such as "X_umap"'
-        )
     names = embedding.columns if isinstance(embedding, pd.DataFrame) else ("embedding axis 1", "embedding axis 2")
     place_n2 = read_array(embedding, "embedding").astype(np.float64)
     if place_n2.shape != (len(cells_nk), 2) or not np.isfinite(place_n2).all():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scdecode._utils.checks import checked
 from scdecode.counterfactual import SHRINKAGE, Counterfactual
 from scdecode.errors import InputError, check_integer, check_number, listing, unknown_name
 from scdecode.plot import axes as ax_
@@ -23,6 +24,7 @@ _MOST = 10.0  # -log10 q: beyond it a normal tail says nothing that draws could 
 _SIDES = ((1, COLOURS[1], "^", "more"), (-1, COLOURS[0], "v", "less"), (0, None, "o", "neither"))
 
 
+@checked
 def volcano(
     result: Counterfactual | pd.DataFrame,
     *,
