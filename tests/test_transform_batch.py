@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_models import make_adata, make_model
 
+from scdecode.cli.options import one_or_several
 from scdecode.errors import ConditionError, InputError, ScdecodeError
 
 pytest.importorskip("sparse")
@@ -143,3 +144,20 @@ def test_numbers_name_batches(model):
     np.testing.assert_allclose(weighted, 0.25 * single[0] + 0.75 * single[2], rtol=1e-5)
     each = numbered.get_normalized_expression(transform_batch=torch.tensor([2] * 60))
     np.testing.assert_array_equal(each, single[2])
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (None, None),
+        (["a"], "a"),
+        (["dose=5"], "dose=5"),
+        (["a", "b"], ["a", "b"]),
+        (["a=1", "b=0.5"], {"a": 1.0, "b": 0.5}),
+        (["dose=5", "dose=10"], ["dose=5", "dose=10"]),
+        (["a=1", "b"], ["a=1", "b"]),
+        (["x=y=1", "b=2"], {"x=y": 1.0, "b": 2.0}),
+    ],
+)
+def test_weights_on_the_command_line(given, meant):
+    assert one_or_several(given) == meant

@@ -19,7 +19,9 @@ CellsFile = Annotated[
 Batch = Annotated[
     list[str] | None,
     typer.Option(
-        "--batch", help="Batch to decode in; repeat to average over several.", show_default="the training average"
+        "--batch",
+        help="Batch to decode in; repeat to average over several, as NAME=WEIGHT with weights.",
+        show_default="the training average",
     ),
 ]
 Categorical = Annotated[
@@ -79,11 +81,26 @@ def conditions(
     }
 
 
-def one_or_several(names: list[str] | None) -> str | list[str] | None:
-    """A repeatable option: none, one name, or a list to average over."""
+def one_or_several(names: list[str] | None) -> str | list[str] | dict[str, float] | None:
+    """Return a repeatable option: None, one name, a list to average over, or several ``NAME=WEIGHT`` as weights.
+
+    If a name of the left sides comes twice, or a right side is no number, ``=`` is a part of the names.
+    """
     if not names:
         return None
-    return names[0] if len(names) == 1 else names
+    if len(names) == 1:
+        return names[0]
+    pairs = [name.rpartition("=") for name in names]
+    weights = {left: _weight(right) for left, _, right in pairs}
+    known = {left: weight for left, weight in weights.items() if left and weight is not None}
+    return known if len(known) == len(names) else names
+
+
+def _weight(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def read_pairs(option: str, values: list[str] | None) -> dict[str, str]:

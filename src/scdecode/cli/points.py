@@ -134,7 +134,9 @@ def generate(
     batch: Annotated[
         list[str] | None,
         typer.Option(
-            "--batch", help="Batch of the cells; repeat for several, as frequent as they are.", show_default="all"
+            "--batch",
+            help="Batch of the cells; repeat for several, as frequent as they are, or as NAME=WEIGHT with weights.",
+            show_default="all",
         ),
     ] = None,
     categorical: Categorical = None,
