@@ -93,7 +93,7 @@ def test_a_model_is_not_trained_within_its_own_training(adata):
 
     def again(done, total, row):
         other.train(1, progress=False)  # another model may be
-        with pytest.raises(TrainingError, match="being trained already"):
+        with pytest.raises(TrainingError, match="being changed already"):
             model.train(1, progress=False)
         seen.append(isolated(model.vae.decode.__self__.scale, *_inputs(model)).shape)  # and this one is used
 
@@ -112,9 +112,9 @@ def _inputs(model):
 def test_readers_and_writers(adata):
     model = make_model(adata, epochs=0)
     with reading(model), reading(model), pytest.raises(TrainingError, match="in the middle of a computation"):  # noqa: SIM117
-        with changing(model.vae):
+        with changing(model.vae, "train"):
             pass
-    with changing(model.vae), reading(model), ThreadPoolExecutor(1) as pool:
+    with changing(model.vae, "train"), reading(model), ThreadPoolExecutor(1) as pool:
 
         def read():
             with reading(0, None, model):
@@ -134,7 +134,7 @@ def test_readers_and_writers(adata):
     thread.start()
     assert inside.wait(WAIT)
     threading.Timer(0.05, go_on.set).start()
-    with changing(model.vae):  # waits for the other
+    with changing(model.vae, "train"):  # waits for the other
         order.append("changed")
     thread.join(WAIT)
     assert order == ["read", "changed"]

@@ -17,6 +17,7 @@ from scdecode.conditions import Conditions, resolve
 from scdecode.config import ModelConfig
 from scdecode.decode_plan import Given, Plan, worth_loops
 from scdecode.decoding import OURS, QUANTITIES, gene_positions, plan_of
+from scdecode.decoding.module import DecoderModule
 from scdecode.errors import ConditionError, InputError, PointsError, unknown_name
 from scdecode.points import read_latents
 from scdecode.provenance import unit_of
@@ -109,6 +110,34 @@ class PointDecoder:
                 some = slice(start, min(start + size, n))
                 values[some] = self._plan.compute(given.at(some)).numpy()
         return values.reshape(*shape, -1)
+
+    def module(self) -> DecoderModule:
+        """Return the decoder as a :class:`torch.nn.Module`, from tensors to tensors.
+
+        ``torch.export``, ``torch.compile``, ``torch.func`` (``vmap``, ``jacrev``, ``jvp``) and ONNX take it; see
+        ``scdecode export`` for the last. It is differentiable in the points, whose values it does not check.
+
+        Returns
+        -------
+        torch.nn.Module
+            Maps ``(..., k)`` float32 to ``(..., genes)``, as a call of this decoder does but for rounding. The weights,
+            the conditions and the library size of now are constants in it; ``.genes``, ``.quantity`` and ``.unit`` say
+            what its columns are.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import scdecode as sd
+        >>> adata = sd.datasets.simulate_branching(300, 50)
+        >>> sd.SCVI.setup_anndata(adata, batch_key="batch")
+        >>> model = sd.SCVI(adata, n_latent=4, gene_likelihood="nb")
+        >>> model.train(max_epochs=2)
+        >>> module = model.decoder(batch="batch_1").module()
+        >>> torch.func.vmap(torch.func.jacrev(module))(torch.zeros(3, 4)).shape
+        torch.Size([3, 50, 4])
+        """
+        library_size = float(self._library_n[0])
+        return DecoderModule(self._plan, library_size, genes=self.genes, quantity=self.quantity, unit=self.unit)
 
     def __repr__(self) -> str:
         """What it decodes to, and with what."""

@@ -20,6 +20,7 @@ from torch.distributions import Distribution
 
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import ConditionTable, LibrarySize, NamesLike, PerPoint, Seed, SpreadLike
+from scdecode._utils.transforms import is_transformed
 from scdecode.conditions import Conditions, resolve
 from scdecode.config import ModelConfig
 from scdecode.decoding import OURS, Request, decode_tiles, gene_positions, make_request
@@ -280,7 +281,7 @@ def distribution(
     Parameters
     ----------
     z
-        ``(n, k)`` tensor on the CPU.
+        ``(n, k)`` tensor on the CPU. Within ``torch.func`` (``vmap``, ``jacrev``, ``jvp``) its values are not checked.
     library_size, batch, labels, categorical, continuous, genes, max_conditions
         As for :meth:`decode`. Averaged over several conditions, each gene has the mixture over them.
 
@@ -293,7 +294,8 @@ def distribution(
     if not isinstance(z, Tensor) or z.dim() != 2 or z.shape[1] != model.config.n_latent:
         came = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
         raise PointsError(f"z: {came} came, a tensor of shape (n, {model.config.n_latent}) was expected")
-    read_points(z, model.config.n_latent, simplex=model.config.latent_distribution == "ln")  # for its checks
+    if not is_transformed(z):  # whose values torch.func does not tell
+        read_points(z, model.config.n_latent, simplex=model.config.latent_distribution == "ln")  # for its checks
     conditions = resolve(
         model.schema,
         len(z),

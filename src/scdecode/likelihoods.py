@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 from torch.nn import functional
 
+from scdecode._utils.transforms import is_transformed
 from scdecode.draws import draw_normal
 
 __all__ = [
@@ -223,6 +224,10 @@ def _gamma_terms(x: Tensor, log_theta: Tensor) -> Tensor:
     """``lgamma(x + theta) - lgamma(theta) - lgamma(x + 1)``, computed where x is not zero."""
     shape = torch.broadcast_shapes(x.shape, log_theta.shape)
     x = torch.atleast_1d(x.expand(shape))
+    if is_transformed(x):  # how many counts are not zero is then unknown
+        log_theta = log_theta.expand(shape)
+        terms = torch.where(x > 0, lgamma_ratio(x, log_theta.exp()) - torch.lgamma(x + 1), 0.0)
+        return terms.reshape(shape)
     at = x.nonzero(as_tuple=True)
     counts = x[at]
     # a dispersion of the gene alone is gathered from its own row, so that its gradient is not a dense matrix

@@ -71,7 +71,7 @@ def reading(*values: Any) -> Iterator[None]:
 
 
 @contextmanager
-def changing(network: nn.Module) -> Iterator[None]:
+def changing(network: nn.Module, place: str) -> Iterator[None]:
     """Mark a network as being changed by this thread; wait until no other thread reads it.
 
     Raises
@@ -83,9 +83,9 @@ def changing(network: nn.Module) -> Iterator[None]:
     with _changed:
         use = _uses.setdefault(network, _Use())
         if use.writer is not None or use.readers[me]:
-            doing = "being trained" if use.writer is not None else "in the middle of a computation"
+            doing = "being changed" if use.writer is not None else "in the middle of a computation"
             raise TrainingError(
-                f"train: the model is {doing} already, a model that rests was expected; call train() when that is done"
+                f"{place}: the model is {doing} already, a model that rests was expected; call it when that is done"
             )
         use.writer = me
         try:
@@ -113,7 +113,18 @@ def trains(method: Method) -> Method:
 
     @functools.wraps(method)
     def call(model: Any, *args: Any, **kwargs: Any) -> Any:
-        with _one_at_a_time(), changing(model.vae):
+        with _one_at_a_time(), changing(model.vae, "train"):
+            return method(model, *args, **kwargs)
+
+    return passes_to_train(cast("Method", call))
+
+
+def changes(method: Method) -> Method:
+    """Let a method that changes what its model knows wait for other uses of the model, as :func:`trains` does."""
+
+    @functools.wraps(method)
+    def call(model: Any, *args: Any, **kwargs: Any) -> Any:
+        with changing(model.vae, method.__name__):
             return method(model, *args, **kwargs)
 
     return passes_to_train(cast("Method", call))

@@ -1,9 +1,10 @@
-"""The decorator of public functions: every argument is checked by its annotation before anything is done."""
+"""The decorator of public functions: arguments are checked by their annotations, and the call is isolated."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -22,7 +23,9 @@ class Checks(NamedTuple):
 
 
 def checked(function: Function) -> Function:
-    """Check the arguments of a function by their annotations whenever it is called.
+    """Check the arguments of a function by their annotations whenever it is called, and call it isolated.
+
+    What the program has told torch to do in general does not matter inside: see :mod:`scdecode._utils.isolation`.
 
     Annotations are the one description of what an argument takes: types, ``Literal`` for words, unions, containers,
     protocols for models, and the named kinds of :mod:`scdecode._utils.checks.kinds` for values in many forms. They are
@@ -61,7 +64,12 @@ def checked(function: Function) -> Function:
             check = checks.by_name.get(name, checks.others)
             if check is not None:
                 kwargs[name] = check(name, value)
-        return function(*(args if changed is None else changed), **kwargs)
+        given = args if changed is None else changed
+        if "torch" not in sys.modules:  # and so there is no state of it, and no model
+            return function(*given, **kwargs)
+        from scdecode._utils.isolation import isolated
+
+        return isolated(function, *given, **kwargs)
 
     call.__checked__ = function  # type: ignore[attr-defined]  # tests/test_checks.py walks the package for it
     return cast("Function", call)
