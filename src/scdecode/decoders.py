@@ -73,6 +73,7 @@ class PointDecoder:
         self._library_n = np.ones(1, dtype=np.float32) if quantity == "scale" else conditions.library_n
         self._n_values = plan.scale.weight_io.shape[1] * plan.n_slots  # to compute for each point
 
+    @checked
     def __call__(self, points: Any) -> np.ndarray:
         """Decode points.
 

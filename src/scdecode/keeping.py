@@ -13,6 +13,7 @@ import numpy as np
 from anndata import AnnData
 
 from scdecode._utils.checks import checked
+from scdecode._utils.model_use import changes
 from scdecode.arguments import Refusals, refuse
 from scdecode.cells import Cells, check_cells, check_unchanged, knowing, open_anndata, read_cells, unknowing
 from scdecode.config import ModelConfig, TrainConfig
@@ -181,6 +182,7 @@ def give_cells(model: Keepable, adata: AnnData) -> None:
 
 
 @checked
+@changes
 def attach_reference(model: Keepable, cells: Any, *, use_rep: str | None = None) -> None:
     """Tell a model that scvi-tools saved of its training cells, for support and for averages over conditions.
 

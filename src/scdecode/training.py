@@ -146,6 +146,7 @@ def _vae(network: Network) -> VAE:
     return network.vae if isinstance(network, SemiSupervised) else network
 
 
+@torch.enable_grad()
 def fit(
     network: Network,
     cells: Cells,

@@ -85,6 +85,7 @@ class Task:
         z_nk = z_nk.clamp(min=0)
         return z_nk / z_nk.sum(-1, keepdim=True).clamp(min=1e-12)
 
+    @torch.enable_grad()
     def cost(self, knots: np.ndarray) -> Cost:
         """Energy and penalty of a path, with their derivatives: back through the decoder, a slot at a time."""
         basis = self.spline.basis
