@@ -99,11 +99,23 @@ def open_anndata(path: str | Path) -> AnnData:
         raise InputError(f"{path}: there is no such file; an .h5ad file or a .zarr store was expected")
     try:
         return read_path(path, _read_anndata, _UNREADABLE)
-    except _UNREADABLE as error:
+    except Exception as error:
+        newer = (
+            type(error).__module__.partition(".")[0] == "anndata"
+        )  # its error for an unknown encoding is no ValueError
+        if not newer and not isinstance(error, _UNREADABLE):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{path}: it cannot be read as an AnnData ({reason}); an .h5ad or .zarr was expected"
-        ) from error
+        remedy = "expected an .h5ad file or a .zarr store"
+        if "MuData" in reason:
+            remedy = (
+                "expected an AnnData; write one modality of it, mdata['rna'].write_h5ad('cells.h5ad'), and pass that"
+            )
+        elif newer:
+            remedy += (
+                f" that anndata {anndata.__version__} reads; was it written by a newer one? pip install -U anndata"
+            )
+        raise InputError(f"{path}: it cannot be read as an AnnData ({reason}); {remedy}") from error
 
 
 def setup_anndata(adata: AnnData, columns: Columns, layer: str | None = None, use_raw: bool = False) -> None:

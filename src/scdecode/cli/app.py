@@ -17,12 +17,14 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from scdecode.errors import ScdecodeError
+from scdecode.errors import ScdecodeError, printable
 
 ERROR, USAGE, INTERRUPTED, CLOSED_PIPE = 1, 2, 128 + signal.SIGINT, 128 + 13  # 13 is SIGPIPE, which Windows lacks
 
 _NARROW = 72  # columns; in a narrower terminal the help is plain text, as boxes would cut the names of options
 _RENAMED = {"--also": "--ensemble", "--line": "--no-spread", "--over": "--condition"}
+
+_AS_OPTIONS = {"overwrite=True": "--overwrite", "use_rep=": "--use-rep"}  # what a message advises, as it is typed
 
 # click's root of all errors, wherever the installed typer keeps it: click.ClickException
 _CommandError: Any = typer.BadParameter.__mro__[2]
@@ -97,10 +99,12 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     if any("\0" in argument for argument in arguments):
         raise typer.BadParameter("an argument has a NUL character, which no file name has")
-    narrow = shutil.get_terminal_size().columns < _NARROW
-    app.rich_markup_mode = None if narrow else "rich"
+    columns = shutil.get_terminal_size().columns
+    app.rich_markup_mode = None if columns < _NARROW else "rich"
     command: Any = get_command(app)
-    with command.make_context("scdecode", arguments) as context:  # not command.main, which ends at a closed pipe
+    with command.make_context(
+        "scdecode", arguments, terminal_width=columns - 2
+    ) as context:  # not command.main, which ends at a closed pipe
         command.invoke(context)
     if sys.stdout is not None:
         sys.stdout.flush()
@@ -110,7 +114,10 @@ def _run(arguments: list[str]) -> int:
 def _words_of(error: Exception) -> str | None:
     """Return an error in one line; None if it is one that nobody expected."""
     if isinstance(error, ScdecodeError):
-        return f"error: {error}"
+        text = str(error)
+        for argument, option in _AS_OPTIONS.items():
+            text = text.replace(argument, option)
+        return f"error: {text}"
     if isinstance(error, _CommandError):
         return _words_of_usage(error)
     if isinstance(error, MemoryError):
@@ -158,12 +165,7 @@ class _Interrupts:
 def _say(text: str) -> None:
     """Write one line to standard error, if that can be written."""
     with suppress(OSError):
-        typer.echo(_one_line(text), err=True)
-
-
-def _one_line(text: str) -> str:
-    """Return text without line breaks and control characters."""
-    return "".join(c if c.isprintable() or 0xD800 <= ord(c) < 0xE000 else " " for c in " ".join(text.split()))
+        typer.echo(printable(text), err=True)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

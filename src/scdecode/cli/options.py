@@ -130,10 +130,14 @@ def read_numbers(continuous: list[str] | None) -> dict[str, float]:
     return {name: read_number(f"--continuous {name}", value) for name, value in pairs.items()}
 
 
-def split_commas(values: list[str] | None) -> list[str] | None:
-    """Names separated by commas in a repeatable option."""
-    names = [name.strip() for value in values or [] for name in value.split(",") if name.strip()]
-    return names or None
+def split_genes(values: list[str] | None) -> list[str] | None:
+    """Return the names in the repeatable option --genes, separated by commas; None if it is not given."""
+    if not values:
+        return None
+    names = [name.strip() for value in values for name in value.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"--genes: got {','.join(values)!r}, expected names of genes separated by commas")
+    return names
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from scdecode.cli.options import (
     check_result,
     conditions,
     renamed,
-    split_commas,
+    split_genes,
 )
 from scdecode.cli.results import write_decoded, write_path
 from scdecode.errors import InputError, listing, unknown_name
@@ -203,7 +203,7 @@ def path(
     for name in ("length", "straight_length", "ratio"):
         if name in made.report and how == "geodesic":
             typer.echo(f"{name.replace('_', ' ')}: {made.report[name]:.4g}")
-    chosen = split_commas(genes)
+    chosen = split_genes(genes)
     options = {"quantity": quantity, "n_samples": n_samples, "max_conditions": max_conditions, "seed": seed, **asked}
     if condition is not None:
         options.pop(condition, None)

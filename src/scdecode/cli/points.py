@@ -31,7 +31,7 @@ from scdecode.cli.options import (
     read_number,
     read_numbers,
     read_pairs,
-    split_commas,
+    split_genes,
 )
 from scdecode.cli.results import write_decoded
 
@@ -110,7 +110,7 @@ def decode(
         overwrite=overwrite,
         use_rep=use_rep,
         quantity=quantity,
-        genes=split_commas(genes),
+        genes=split_genes(genes),
         spread=spread,
         n_samples=n_samples,
         max_conditions=max_conditions,
@@ -167,7 +167,7 @@ def generate(
         categorical=read_pairs("--categorical", categorical),
         continuous=read_numbers(continuous) or None,
         library_size=sizes,
-        genes=split_commas(genes),
+        genes=split_genes(genes),
         device=device,
         seed=seed,
         out=streamed,
