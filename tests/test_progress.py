@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 
+import numpy as np
 import pytest
 from small_models import make_adata, make_model
 
@@ -245,6 +246,33 @@ def test_no_notice_after_an_error(file):
     with file, pytest.raises(ValueError, match="broken"), notice("a long story", after=60):
         raise ValueError("broken")
     assert file.getvalue() == ""
+
+
+@pytest.mark.filterwarnings("ignore::scdecode.errors.ScdecodeWarning")
+@pytest.mark.parametrize(
+    "call", ["decode", "ensemble", "counterfactual", "refit", "geodesic", "encode", "support", "generate"]
+)
+def test_slow_calls_show_progress(file, monkeypatch, model, call):
+    monkeypatch.setitem(progress.__wrapped__.__kwdefaults__, "after", 0.0)
+    adata = make_adata(60, 40)
+    path = sd.Trajectory.along_pseudotime(model.posterior(adata), adata.obs["pseudotime"], n_points=5)
+    calls = {
+        "decode": (lambda: model.decode(path), "decoding: 5/5 points"),
+        "ensemble": (lambda: sd.Ensemble([model, model]).decode([path, path]), "decoding: 5/5 points"),
+        "counterfactual": (lambda: sd.counterfactual(model, path, "batch"), "comparing: 5/5 points"),
+        "refit": (lambda: sd.refit(model, path, adata, pseudotime="pseudotime"), "refitting: genes: 1/1 parts"),
+        "geodesic": (
+            lambda: sd.geometry.geodesic(model, path.points[0], path.points[-1], max_iterations=2),
+            "searching the geodesic: 2/2 steps",
+        ),
+        "encode": (lambda: model.get_latent_representation(adata), "encoding: 60/60 cells"),
+        "support": (lambda: model.support(np.zeros((1000, 4))), "measuring support: 4/4 tiles"),
+        "generate": (lambda: model.generate(7), "generating: 7/7 cells"),
+    }
+    do, line = calls[call]
+    with file:
+        do()
+    assert any(one.startswith(f"{line} (100%), ") for one in file.getvalue().splitlines()), file.getvalue()
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import Values
 from scdecode._utils.notebook import Shown
 from scdecode._utils.obs_columns import is_name
+from scdecode._utils.progress import tracked
 from scdecode.decoding import QUANTILES, draw_tiles, noise_of_counting, summary
 from scdecode.devices import choose_device
 from scdecode.errors import ConditionWarning, InputError, SupportWarning, listing, unknown_name, warn
@@ -168,7 +169,8 @@ def counterfactual(
     apart = {name: _empty(first.frame.shape, layers) for name in others}
     kept_n = _kept_points(first, len(others))
     folds: dict[str, list[np.ndarray]] = {name: [] for name in others}
-    for parts in zip(*tiles, strict=True):
+    together, n_points = zip(*tiles, strict=True), len(first.points)
+    for parts in tracked(together, "comparing", unit="points", total=n_points, size=lambda parts: len(parts[0][1][0])):
         rows = parts[0][0]
         draws = dict(zip(names, (part[1] for part in parts), strict=True))
         means = {}

@@ -7,6 +7,7 @@ first layer by a compiled loop over the counts that are not zero.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,6 +17,7 @@ from torch.nn.functional import relu
 
 from scdecode import kernels
 from scdecode._utils.inference import inference_on
+from scdecode._utils.progress import tracked
 from scdecode.cells import Cells
 from scdecode.config import ModelConfig
 from scdecode.draws import even_normals, make_generator
@@ -30,6 +32,8 @@ BATCH_SIZE = 256
 
 LARGE = 2**25
 """Entries of the cells, zeros too: for fewer, fetching the compiled loops takes longer than they save."""
+
+_STRETCH = 512  # batches of cells between two reports of progress
 
 _MEAN_DRAWS = 5000  # for the mean of a logistic normal, which has no closed form
 
@@ -73,7 +77,8 @@ def encode(
     if stays_sparse(vae, len(rows), device):
         return Posterior(*encode_sparse(vae.z_encoder, cells, rows, batch_size))
     means, variances = [], []
-    for some in rows_of(rows, batch_size, lone=True):
+    batches = rows_of(rows, batch_size, lone=True)
+    for some in tracked(batches, "encoding", unit="cells", total=len(rows), size=len):
         posterior = vae.encode(gather(cells, some, device))
         means.append(posterior.mean.cpu())
         variances.append(posterior.variance.cpu())
@@ -99,8 +104,9 @@ def encode_sparse(encoder: Encoder, cells: Cells, rows: np.ndarray, batch_size: 
     n_out = encoder.mean.out_features
     mean, variance = np.empty((len(rows), n_out), np.float32), np.empty((len(rows), n_out), np.float32)
 
-    def part(start: int, stop: int) -> None:
-        for lo in range(start * batch_size, min(stop * batch_size, len(rows)), batch_size):
+    def part(before: int, start: int, stop: int) -> None:
+        first_row, last_row = (before + start) * batch_size, min((before + stop) * batch_size, len(rows))
+        for lo in range(first_row, last_row, batch_size):
             some = slice(lo, min(lo + batch_size, len(rows)))
             indptr, indices, logs = _logs(cells.counts, rows[some])
             hidden = torch.empty(len(indptr) - 1, weight_gh.shape[1])
@@ -111,8 +117,11 @@ def encode_sparse(encoder: Encoder, cells: Cells, rows: np.ndarray, batch_size: 
             mean[some] = encoder.mean(hidden).numpy()
             variance[some] = (encoder.log_variance(hidden).exp() + LEAST_VARIANCE).numpy()
 
+    n_batches = -(-len(rows) // batch_size)
+    stretches = [range(start, min(start + _STRETCH, n_batches)) for start in range(0, n_batches, _STRETCH)]
     with own_threads():
-        side_by_side(part, -(-len(rows) // batch_size))
+        for some in tracked(stretches, "encoding", unit="batches", total=n_batches, size=len):
+            side_by_side(partial(part, some.start), len(some))
     return torch.from_numpy(mean), torch.from_numpy(variance)
 
 

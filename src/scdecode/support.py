@@ -8,13 +8,14 @@ distance stands among those of the reference cells themselves, each measured to 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scdecode._utils.notebook import Shown
+from scdecode._utils.progress import tracked
 from scdecode.kernels.threads import own_threads, side_by_side
 
 FAR = 99.0
@@ -23,6 +24,7 @@ FAR = 99.0
 _N_GROUPS = 5
 _GROUP_SIZE = 1000
 _TILE = 256  # points whose distances to all landmarks are held at once
+_STRETCH = 256  # tiles between two reports of progress
 _ROUNDING = 4e-6  # of a point's squared distance from the centre: what a matrix product makes of a distance of zero
 _SAME = 0.02  # of the typical distance: a point this near to a reference cell is that cell, perhaps in float16
 
@@ -41,13 +43,16 @@ class Support(Shown):
             return self._distance(points_nk - self.centre_k).numpy()
         distance_n = np.empty(len(points_nk), dtype=np.float32)
 
-        def part(first: int, last: int) -> None:
-            for start in range(first * _TILE, min(last * _TILE, len(points_nk)), _TILE):
+        def part(before: int, first: int, last: int) -> None:
+            for start in range((before + first) * _TILE, min((before + last) * _TILE, len(points_nk)), _TILE):
                 some = slice(start, start + _TILE)
                 distance_n[some] = self._distance(points_nk[some] - self.centre_k).numpy()
 
+        n_tiles = -(-len(points_nk) // _TILE)
+        stretches = [range(start, min(start + _STRETCH, n_tiles)) for start in range(0, n_tiles, _STRETCH)]
         with torch.no_grad(), own_threads():  # torch's own threads would meet after each small operation
-            side_by_side(part, -(-len(points_nk) // _TILE))
+            for some in tracked(stretches, "measuring support", unit="tiles", total=n_tiles, size=len):
+                side_by_side(partial(part, some.start), len(some))
         return distance_n
 
     @cached_property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -186,7 +185,6 @@ def path(
     fixed = {"batch": batch, "labels": labels, **asked["categorical"]}
     if condition is not None and fixed.get(condition):
         raise InputError(f"--condition: got {condition!r} with a value of its own; say which levels by --level")
-    searching = notice("searching the geodesic ...") if how == "geodesic" else nullcontext()
     places = [name for name in (start, *(through or []), end) if name is not None]
 
     def make(one: Any) -> Any:
@@ -196,8 +194,7 @@ def path(
         return _along(one, adata, pseudotime, weights, lineages, lineage, n_points, not no_spread)
 
     models = [opened, *(load(other) for other in ensemble or [])]
-    with searching:
-        paths = [make(one) for one in models]
+    paths = [make(one) for one in models]
     made = paths[0]
     whole, where = (Ensemble(models), paths) if ensemble else (opened, made)
     for name in ("length", "straight_length", "ratio"):
@@ -228,11 +225,10 @@ def path(
         write_frame(genes_table, table, overwrite=overwrite)
         typer.echo(f"{genes_table}: {len(table):,} rows, a gene each")
     if refit is not None:
-        with notice("refitting the trends to the counts ..."):
-            times, shares = _ordered(adata, pseudotime, weights, lineages, lineage)
-            options = {name: value for name, value in options.items() if name not in ("n_samples", "max_conditions")}
-            refitted = refit_trends(opened, made, adata, pseudotime=times, weights=shares, genes=chosen, **options)
-            write_path(refitted, refit, overwrite=overwrite)
+        times, shares = _ordered(adata, pseudotime, weights, lineages, lineage)
+        options = {name: value for name, value in options.items() if name not in ("n_samples", "max_conditions")}
+        refitted = refit_trends(opened, made, adata, pseudotime=times, weights=shares, genes=chosen, **options)
+        write_path(refitted, refit, overwrite=overwrite)
     shown = chosen or plots.most_changing(expression, 6)
     if plot is not None:
         behind = {} if start is not None else _observed(opened, adata, pseudotime, weights, lineages, lineage)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scdecode._utils.progress import counting_progress
 from scdecode.geometry.decoded import ParameterMap
 from scdecode.geometry.divergences import kl_divergence
 from scdecode.geometry.metric import metric_tensor
@@ -141,14 +142,13 @@ def search(task: Task, path_mk: np.ndarray, max_iterations: int) -> Found:
 
     # totals are near 1, and float32 knows them to about 1e-7
     options = {"maxiter": max_iterations, "ftol": 2e-6, "gtol": 2e-4}
-    result = minimize(
-        cost,
-        np.zeros(first.size),
-        jac=True,
-        method="L-BFGS-B",
-        options=options,
-        callback=lambda _: trace.append(last),
-    )
+    with counting_progress("searching the geodesic", max_iterations, unit="steps") as add:
+
+        def step(_: np.ndarray) -> None:
+            trace.append(last)
+            add(1)
+
+        result = minimize(cost, np.zeros(first.size), jac=True, method="L-BFGS-B", options=options, callback=step)
     # a line search that ends in rounding, where the slope is as good as none, has arrived
     arrived = bool(result.success) or (result.status == 2 and float(np.abs(result.jac).max()) < 1e-2)
     best = task.cost(knots_of(result.x))

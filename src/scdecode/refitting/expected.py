@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from scdecode._utils.inference import in_evaluation
+from scdecode._utils.progress import tracked
 from scdecode.conditions import Conditions, resolve
 from scdecode.decoding import draw_tiles, make_request, slot_inputs
 from scdecode.likelihoods import NegativeBinomial
@@ -141,7 +142,10 @@ def moments_of(
         count_noise=False,
     )
     mean_ng, std_ng = (np.empty((len(points), model.schema.n_genes)) for _ in range(2))
-    for rows, draws_sng in draw_tiles(model.vae, points, conditions, request, torch.device("cpu")):
+    tiles = draw_tiles(model.vae, points, conditions, request, torch.device("cpu"))
+    for rows, draws_sng in tracked(
+        tiles, "refitting: the decoded trend", unit="points", total=len(points), size=lambda tile: len(tile[1][0])
+    ):
         mean_ng[rows] = draws_sng.mean(axis=0)
         std_ng[rows] = draws_sng.std(axis=0)
     return mean_ng / library_n, std_ng / library_n

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from scdecode._utils.progress import tracked
 from scdecode.refitting.shrinkage import COMPONENTS, Design, Fit, Prior, Rows, advance, fit
 
 _LEARNED_FROM = 1000  # genes: two dozen numbers are learned from them
@@ -58,7 +59,7 @@ def learn_prior(rows: Rows, design: Design, variance_j: np.ndarray) -> tuple[Pri
     ]
     starts = [(one.beta_gq, one.delta_gm) for one in begun]
     factor = 1.0
-    for n in range(_ROUNDS):
+    for n in tracked(range(_ROUNDS), "refitting: the prior of all genes", unit="rounds"):
         scattered = rows.scattered(factor)
         steps = [advance(scattered, design, prior, component, start) for component, start in enumerate(starts)]
         fits, starts = [step[0] for step in steps], [step[1] for step in steps]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from scdecode._utils.progress import tracked
 from scdecode.cells import Cells
 from scdecode.conditions import Conditions
 from scdecode.expression import Asked
@@ -66,7 +67,8 @@ def refit_line(
     shares = _shares(conditions, points, pooled.codes_mc)
     layers = {name: np.empty((len(points), len(counts_g))) for name in ("X", "std", "q05", "q95")}
     misfit_g = np.empty(len(counts_g))
-    for some in chunks(len(pooled.library_b), len(counts_g)):
+    parts = chunks(len(pooled.library_b), len(counts_g))
+    for some in tracked(parts, "refitting: genes", unit="parts"):
         part = rows.genes(some)
         fits, share_sg = fits_of(part, design, prior)
         mean_pg, variance_pg = _log_moments(fits, share_sg, prior, at_pq, shares)
