@@ -100,21 +100,15 @@ def open_anndata(path: str | Path) -> AnnData:
     try:
         return read_path(path, _read_anndata, _UNREADABLE)
     except Exception as error:
-        newer = (
-            type(error).__module__.partition(".")[0] == "anndata"
-        )  # its error for an unknown encoding is no ValueError
+        newer = type(error).__module__.partition(".")[0] == "anndata"  # its error for an unknown encoding
         if not newer and not isinstance(error, _UNREADABLE):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         remedy = "expected an .h5ad file or a .zarr store"
         if "MuData" in reason:
-            remedy = (
-                "expected an AnnData; write one modality of it, mdata['rna'].write_h5ad('cells.h5ad'), and pass that"
-            )
+            remedy = "expected an AnnData; write one of its modalities to a file: mdata['rna'].write_h5ad('cells.h5ad')"
         elif newer:
-            remedy += (
-                f" that anndata {anndata.__version__} reads; was it written by a newer one? pip install -U anndata"
-            )
+            remedy += " of the installed anndata or an older one; to read a newer one: pip install -U anndata"
         raise InputError(f"{path}: it cannot be read as an AnnData ({reason}); {remedy}") from error
 
 
