@@ -254,7 +254,7 @@ def test_help_in_forty_columns_names_every_option_in_full(monkeypatch, capsys, c
     if command == "path":
         for option in ("--categorical", "--max-conditions", "--genes-table", "--pseudotime", "--no-spread"):
             assert f"{option}" in text
-    assert all(len(line) <= 40 or line.startswith("  --") for line in text.splitlines())
+    assert max(len(line) for line in text.splitlines()) <= 50  # the longest option, and ten columns for its text
 
 
 def test_second_runs_say_how_to_overwrite(place, tmp_path, monkeypatch, capsys):
