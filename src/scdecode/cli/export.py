@@ -20,12 +20,12 @@ from scdecode.cli.options import (
     Overwrite,
     check_free,
     conditions,
-    split_commas,
+    split_genes,
 )
 from scdecode.errors import InputError
 
 
-@app.command(epilog="Example: `scdecode export model/ decoder.onnx --batch donor_1 --library-size 10000`")
+@app.command(epilog="Example: scdecode export model/ decoder.onnx --batch donor_1 --library-size 10000")
 def export(
     model: Model,
     out: Annotated[Path, typer.Argument(help="The .onnx file to write.", metavar="OUT", show_default=False)],
@@ -51,7 +51,7 @@ def export(
         out,
         overwrite=overwrite,
         quantity=quantity,
-        genes=split_commas(genes),
+        genes=split_genes(genes),
         max_conditions=max_conditions,
         **conditions(batch, labels, categorical, continuous, library_size),
     )
