@@ -22,7 +22,7 @@ PYTEST = -m pytest -q
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: $(VENV)/.installed  ## real cells to a model, a path and its genes, with pictures, in demo/
+demo: $(VENV)/.installed  ## cells of two fates to a model, paths and their genes, with pictures, in demo/
 	$(VENV)/bin/scdecode demo --out demo --overwrite
 
 test: $(VENV)/.installed  ## all tests but those against scvi-tools

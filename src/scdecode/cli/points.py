@@ -186,7 +186,7 @@ def demo(
     overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
-    """Real cells to a model, a path, its genes and pictures, without a network."""
+    """Cells of two fates to a model, the way to each, its genes and pictures, without a network."""
     from scdecode.demo import END, START, run_demo
 
     check_free(out, overwrite)
