@@ -29,7 +29,7 @@ class Raising:
         raise RuntimeError("hostile")
 
     __repr__ = __str__ = __len__ = __iter__ = __array__ = __bool__ = __float__ = __index__ = __getitem__ = _fail
-    __eq__ = __lt__ = __call__ = __contains__ = __fspath__ = _fail
+    __eq__ = __lt__ = __contains__ = __fspath__ = _fail
     __hash__ = None
 
 

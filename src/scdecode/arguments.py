@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from scdecode.config import ModelConfig, TrainConfig
-from scdecode.errors import ConfigError, InputError, listing, suggestion
+from scdecode.errors import ConfigError, InputError, listing, shown, suggestion
 
 Refusals = Mapping[str, tuple[tuple[Any, ...], str]]
 """Names of arguments, with the values that change nothing and what to do instead of passing another one."""
@@ -135,8 +135,8 @@ def refuse(place: str, given: Mapping[str, Any], table: Refusals) -> None:
         if not any(_same(value, one) for one in neutral):
             expected = " or ".join(repr(one) for one in neutral)
             raise InputError(
-                f"{place}: {name}={value!r} came, which scvi-tools knows and scdecode does not offer; {expected} was "
-                f"expected: {remedy}"
+                f"{place}: {name}={shown(value)} came, which scvi-tools knows and scdecode does not offer; "
+                f"{expected} was expected: {remedy}"
             )
 
 
@@ -205,7 +205,9 @@ def train_options(
     for name, default in (("max_epochs", 400), ("accelerator", "auto"), ("devices", "auto")):
         value = trainer.pop(name, None)  # scvi-tools' TrainerConfig always has them, and there, too, train's own count
         if value not in (None, default) and isinstance(trainer_config, Mapping):
-            raise InputError(f"train: {name}={value!r} came in trainer_config; pass it to train itself: {name}=...")
+            raise InputError(
+                f"train: {name}={shown(value)} came in trainer_config; pass it to train itself: {name}=..."
+            )
     bars = [values.pop("enable_progress_bar") for values in (trainer, given) if "enable_progress_bar" in values]
     options: dict[str, Any] = {}
     own = ("max_epochs", "train_size", "validation_size", "shuffle_set_split", "batch_size", "early_stopping")
@@ -300,7 +302,7 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
     if callable(getattr(value, "to_kwargs", None)):  # scvi-tools' TrainingPlanConfig and TrainerConfig
         value = value.to_kwargs()
     if not isinstance(value, Mapping):
-        raise InputError(f"train: {name}={value!r} came, a mapping of names to values was expected")
+        raise InputError(f"train: {name}={shown(value)} came, a mapping of names to values was expected")
     return dict(value)
 
 

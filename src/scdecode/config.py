@@ -25,6 +25,9 @@ DecoderKind = Literal["nonlinear", "linear"]
 Config = TypeVar("Config", "ModelConfig", "ClassifierConfig", "TrainConfig")
 
 _INTEGERS = ("int", "int | None", "Seed")  # types of fields
+_LARGEST = {"n_hidden": 1_000_000, "n_latent": 100_000, "n_layers": 1_000, "batch_embedding_dim": 100_000}
+"""Sizes of a network, far above any in use: a larger one in a damaged file is refused before it is made."""
+
 NORM_PLACEMENTS = ("encoder", "decoder", "both", "none")
 
 
@@ -123,8 +126,8 @@ class ModelConfig(Shown):
     def __post_init__(self) -> None:
         _to_python(self)
         _check_booleans(self)
-        for name in ("n_hidden", "n_latent", "n_layers", "batch_embedding_dim"):
-            check_integer(name, getattr(self, name), minimum=1)
+        for name, most in _LARGEST.items():
+            check_integer(name, getattr(self, name), minimum=1, maximum=most)
         check_choice("dispersion", self.dispersion, ("gene", "gene-batch", "gene-label", "gene-cell"))
         check_choice("gene_likelihood", self.gene_likelihood, ("zinb", "nb", "poisson", "normal"))
         check_choice("latent_distribution", self.latent_distribution, ("normal", "ln"))
@@ -197,7 +200,7 @@ class ClassifierConfig:
         for name in ("n_layers", "n_hidden"):
             value = getattr(self, name)
             if value is not None:
-                check_integer(f"classifier_parameters: {name}", value, minimum=1)
+                check_integer(f"classifier_parameters: {name}", value, minimum=1, maximum=_LARGEST[name])
                 if self.linear:
                     raise ConfigError(
                         f"classifier_parameters: {name} came, but a linear classifier has no hidden layer"
@@ -272,7 +275,7 @@ class TrainConfig(Shown):
         _to_python(self)
         _check_booleans(self)
         if self.max_epochs is not None:
-            check_integer("max_epochs", self.max_epochs, minimum=1)
+            check_integer("max_epochs", self.max_epochs, minimum=1, maximum=10_000_000)
         if self.n_epochs_kl_warmup is not None:
             check_integer("n_epochs_kl_warmup", self.n_epochs_kl_warmup, minimum=0)
         check_number("train_size", self.train_size, 0.0, 1.0, open_minimum=True)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from scdecode import parity
 from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import FilePrefix
 from scdecode.errors import InputError, check_choice
 from scdecode.formats import native, scvi_tools
 from scdecode.opening import load
@@ -22,7 +23,7 @@ def convert(
     target: str | Path,
     *,
     to: str = "scdecode",
-    prefix: str | None = None,
+    prefix: FilePrefix | None = None,
     reference: Any = None,
     verify: bool = False,
     overwrite: bool = False,

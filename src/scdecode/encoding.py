@@ -21,7 +21,7 @@ from scdecode._utils.progress import tracked
 from scdecode.cells import Cells
 from scdecode.config import ModelConfig
 from scdecode.draws import even_normals, make_generator
-from scdecode.errors import check_integer
+from scdecode.errors import LARGEST_DRAWS, check_integer
 from scdecode.kernels.threads import own_threads, side_by_side
 from scdecode.minibatches import gather, rows_of
 from scdecode.networks import LEAST_VARIANCE, Encoder, HiddenLayer
@@ -152,7 +152,7 @@ def latent_mean(posterior: Posterior, config: ModelConfig, *, n_draws: int = _ME
     """
     if config.latent_distribution == "normal":
         return posterior.mean_nk.numpy()
-    check_integer("mc_samples", n_draws, minimum=1)
+    check_integer("mc_samples", n_draws, 1, LARGEST_DRAWS)
     total = torch.zeros_like(posterior.mean_nk)
     sd_nk = posterior.variance_nk.sqrt()
     for noise_k in even_normals(n_draws, sd_nk.shape[1], seed):  # a cell's mean does not depend on those beside it
@@ -162,7 +162,7 @@ def latent_mean(posterior: Posterior, config: ModelConfig, *, n_draws: int = _ME
 
 def latent_draws(posterior: Posterior, config: ModelConfig, n_samples: int, *, seed: int = 0) -> np.ndarray:
     """Draws from the posterior of each cell's latent point, ``(n_samples, n, k)`` float32."""
-    check_integer("n_samples", n_samples, minimum=1)
+    check_integer("n_samples", n_samples, 1, LARGEST_DRAWS)
     generator = make_generator(seed)
     shape = (n_samples, *posterior.mean_nk.shape)
     draws = posterior.mean_nk + posterior.variance_nk.sqrt() * torch.randn(shape, generator=generator)

@@ -62,6 +62,7 @@ class Ensemble(Shown):
 
     models: tuple[SCVI, ...]
 
+    @checked
     def __init__(self, models: Sequence[SCVI]) -> None:
         models = list(models)
         if not all(isinstance(model, SCVI) for model in models):

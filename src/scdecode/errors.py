@@ -66,6 +66,9 @@ __all__ = [
 LONGEST_MESSAGE = 500
 """Characters of a message; longer ones, such as those with a name from a damaged file, lose their middle."""
 
+LARGEST_DRAWS = 10_000_000
+"""Draws of a point or cell, at most: far above any in use, and far below what numpy cannot allocate."""
+
 _LONGEST_NAME = 200
 """Characters of a name that spelling is still compared for: the comparison is quadratic in them."""
 

@@ -25,7 +25,7 @@ from scdecode.cells import Cells
 from scdecode.classification import SemiSupervisedElbo
 from scdecode.draws import draw_normal
 from scdecode.encoding import BATCH_SIZE, stays_sparse
-from scdecode.errors import InputError, check_integer
+from scdecode.errors import LARGEST_DRAWS, InputError, check_integer
 from scdecode.kernels.rows import Gatherer
 from scdecode.kernels.threads import own_threads
 from scdecode.minibatches import Minibatch, SparseMinibatch, gather, rows_of
@@ -152,10 +152,10 @@ def get_marginal_ll(
     scVI in it, with its prior of z; scvi-tools counts the terms of z1 twice there.
     """
     refuse_loaders("get_marginal_ll", kwargs, dataloader=dataloader, data_loader_kwargs=data_loader_kwargs)
-    check_integer("n_mc_samples", n_mc_samples, minimum=1)
+    check_integer("n_mc_samples", n_mc_samples, 1, LARGEST_DRAWS)
     fitting = max(TILE_BYTES // (4 * model.vae.n_genes * 128), 1)
     at_once = fitting if n_mc_samples_per_pass is None else n_mc_samples_per_pass
-    check_integer("n_mc_samples_per_pass", at_once, minimum=1)
+    check_integer("n_mc_samples_per_pass", at_once, 1, LARGEST_DRAWS)
     cells = choose(model, adata, indices).cells
     parts = []
     with computing(model.vae, device, seed) as here, _gathering(here, cells) as gatherer:

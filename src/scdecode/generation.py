@@ -18,6 +18,7 @@ from anndata import AnnData
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import ConditionTable, LibrarySize, NamesLike, PerPoint, Seed
 from scdecode._utils.levels import Category
+from scdecode._utils.memory import check_memory
 from scdecode.conditions import resolve
 from scdecode.config import ModelConfig
 from scdecode.decoding import decode_tiles, gene_positions, make_request
@@ -136,6 +137,7 @@ def generate(
         Where ``out`` cannot be written.
     """
     check_integer("n", n, minimum=1)
+    check_memory("n", n, 4 * n * (model.config.n_latent + (model.schema.n_genes if out is None else 8)))
     check_integer("seed", seed, minimum=0)
     n, seed, schema, config = int(n), int(seed), model.schema, model.config
     if not config.has_counts:

@@ -13,6 +13,7 @@ import numpy as np
 from anndata import AnnData
 
 from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import FilePrefix
 from scdecode._utils.model_use import changes
 from scdecode.arguments import Refusals, refuse
 from scdecode.cells import Cells, check_cells, check_unchanged, knowing, open_anndata, read_cells, unknowing
@@ -84,7 +85,7 @@ Model = TypeVar("Model", bound=Keepable)
 def save(
     model: Keepable,
     dir_path: str | Path,
-    prefix: str | None = None,
+    prefix: FilePrefix | None = None,
     overwrite: bool = False,
     save_anndata: bool = False,
     save_kwargs: dict[str, Any] | None = None,
@@ -183,7 +184,7 @@ def give_cells(model: Keepable, adata: AnnData) -> None:
 
 @checked
 @changes
-def attach_reference(model: Keepable, cells: Any, *, use_rep: str | None = None) -> None:
+def attach_reference(model: Keepable, cells: AnnData | str | Path | LatentsLike, *, use_rep: str | None = None) -> None:
     """Tell a model that scvi-tools saved of its training cells, for support and for averages over conditions.
 
     What the model knew of its training cells before is replaced. :meth:`save` keeps it.

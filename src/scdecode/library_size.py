@@ -37,7 +37,7 @@ def read_library_size(
     try:
         # by way of objects, as complex numbers and dates would pass for numbers
         sizes = np.asarray(library_size, dtype=object).astype(np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConditionError(f"library_size: {library_size!r} came, numbers were expected") from error
     if sizes.shape not in ((), (1,), (n_points,), (n_points, 1)):
         raise ConditionError(

@@ -15,7 +15,7 @@ from torch import Tensor
 from scdecode import arguments, describing, evidence, expression, generation, keeping, latents, normalized, view
 from scdecode import config as configs
 from scdecode._utils.checks import checked
-from scdecode._utils.checks.kinds import ColumnName, Seed, Values
+from scdecode._utils.checks.kinds import ColumnName, FilePrefix, Seed, Values
 from scdecode._utils.model_use import trains
 from scdecode._utils.obs_columns import column_keys
 from scdecode._utils.progress import training_progress
@@ -448,7 +448,7 @@ class SCVI:
         adata: AnnData | None = None,
         accelerator: str = "auto",
         device: str = "auto",
-        prefix: str | None = None,
+        prefix: FilePrefix | None = None,
         backup_url: str | None = None,
         **others: Any,
     ) -> Self:

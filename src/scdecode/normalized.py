@@ -34,7 +34,7 @@ from scdecode.asked import (
     tiles_of,
 )
 from scdecode.cells import Cells
-from scdecode.errors import InputError, ScdecodeWarning, check_integer, check_number, missing_extra, warn
+from scdecode.errors import LARGEST_DRAWS, InputError, ScdecodeWarning, check_integer, check_number, missing_extra, warn
 from scdecode.likelihoods import draw_counts
 from scdecode.vae import VAE
 
@@ -114,7 +114,7 @@ def get_normalized_expression(
         dataloader=dataloader,
         data_loader_kwargs=data_loader_kwargs,
     )
-    check_integer("n_samples", n_samples, minimum=1)
+    check_integer("n_samples", n_samples, 1, LARGEST_DRAWS)
     own_library = isinstance(library_size, str) and library_size == "latent"
     if not own_library:
         check_number("library_size", library_size, 0.0)
@@ -124,7 +124,7 @@ def get_normalized_expression(
     overall = n_samples_overall is not None
     as_array = overall or (n_samples > 1 and not return_mean)
     if overall:
-        check_integer("n_samples_overall", n_samples_overall, minimum=1)
+        check_integer("n_samples_overall", n_samples_overall, 1, LARGEST_DRAWS)
         if n_samples != 1:
             raise InputError(
                 f"n_samples, n_samples_overall: {n_samples} and {n_samples_overall} came; pass one of them"
@@ -254,7 +254,7 @@ def get_likelihood_parameters(
     """
     refuse_loaders("get_likelihood_parameters", data_loader_kwargs, dataloader=dataloader)
     n_samples = 1 if n_samples is None else n_samples
-    check_integer("n_samples", n_samples, minimum=1)
+    check_integer("n_samples", n_samples, 1, LARGEST_DRAWS)
     chosen, vae = choose(model, adata, indices), model.vae
     n, mean = len(chosen.cells), bool(give_mean) or n_samples == 1
     names = ["mean"]
@@ -326,7 +326,7 @@ def posterior_predictive_sample(
         import sparse
     except ImportError as error:
         raise missing_extra("sparse", "sparse", "posterior_predictive_sample") from error
-    check_integer("n_samples", n_samples, minimum=1)
+    check_integer("n_samples", n_samples, 1, LARGEST_DRAWS)
     chosen, vae = choose(model, adata, indices), model.vae
     batches = read_batches(model.schema, transform_batch, chosen.cell_names)
     genes = gene_positions(model.schema, gene_list)
@@ -408,7 +408,7 @@ def get_feature_correlation_matrix(
         )
     from scipy.stats import rankdata  # here, since importing it takes a third of a second
 
-    check_integer("n_samples", n_samples, minimum=1)
+    check_integer("n_samples", n_samples, 1, LARGEST_DRAWS)
     check_number("rna_size_factor", rna_size_factor, 0.0, open_minimum=True)
     chosen, vae = choose(model, adata, indices, need_library=False), model.vae
     batches, n = read_batches(model.schema, transform_batch, chosen.cell_names), len(chosen.cells)

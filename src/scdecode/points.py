@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from scdecode._utils.checks import REFUSED, Kind
+from scdecode._utils.checks.hints import attributes_of
 from scdecode._utils.checks.kinds import data, take_data
 from scdecode._utils.names import as_names, check_names, names_of
 from scdecode.errors import PointsError, SupportWarning, listing, unknown_name, warn
@@ -43,7 +44,7 @@ class Path(Protocol):
 
 
 def _has_points(value: Any) -> bool:
-    return isinstance(value, AnnData | Distribution) or (isinstance(value, Path) and not isinstance(value, type))
+    return isinstance(value, AnnData | Distribution) or {"points", "spread", "time"} <= attributes_of(value)
 
 
 _POINTS = data(
@@ -74,6 +75,11 @@ PathsLike: TypeAlias = Annotated[
     Any, Kind(_take_paths, "a path, or for several models a function of the model or a list of paths", PointsError)
 ]
 """A path as :data:`PointsLike`; for an ensemble one a model, or a function that makes it of the model."""
+
+LatentsLike: TypeAlias = Annotated[
+    Any, Kind(lambda value: REFUSED if isinstance(value, str) else _POINTS.take(value), _POINTS.words, PointsError)
+]
+"""The same where a string is the name of a file."""
 
 PlacesLike: TypeAlias = Annotated[Any, Kind(_take_places, "a list of points or sets of cells", PointsError)]
 """Several places of the latent space, each as :data:`PointsLike`."""
@@ -290,7 +296,7 @@ def read_array(values: Any, place: str, *, strings: bool = True) -> np.ndarray:
             array = array.astype(np.float64)
         if array.dtype.kind not in "fiu":
             raise TypeError(f"of type {array.dtype}")
-    except (TypeError, ValueError, RuntimeError) as error:  # the last is what torch raises
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last is what torch raises
         expected = "numpy, torch, a DataFrame, a list, an AnnData or a trajectory was" if strings else "numbers were"
         raise PointsError(
             f"{place}: {type(values).__name__} came that is no array of numbers ({error}); {expected} expected"

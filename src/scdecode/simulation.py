@@ -19,6 +19,7 @@ from scipy.special import expit, logit, softmax
 
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import NumbersLike, Seed, Values
+from scdecode._utils.memory import check_memory
 from scdecode.errors import (
     ConditionError,
     ConfigError,
@@ -131,6 +132,8 @@ def simulate_branching(
         ("seed", seed, 0),
     ):
         check_integer(place, value, least)
+    n_columns = n_branches + n_batches + n_latent
+    check_memory("n_cells, n_genes", n_cells, 8 * (2 * n_cells + n_columns) * n_genes + 8 * n_cells * n_columns)
     check_number("library_size", library_size, 0, 1e6, open_minimum=True)
     check_number("inverse_dispersion", inverse_dispersion, 1e-6, 1e9)
     check_number("library_sd", library_sd, 0, 3)

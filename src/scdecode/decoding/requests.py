@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from scdecode.errors import InputError, PointsError, check_integer, listing, unknown_name
+from scdecode.errors import LARGEST_DRAWS, InputError, PointsError, check_integer, listing, unknown_name
 from scdecode.points import Points
 from scdecode.schema import Schema
 
@@ -85,7 +85,7 @@ def make_request(
     if quantity not in QUANTITIES:
         raise InputError(unknown_name("quantity", quantity, QUANTITIES, "quantities"))
     if n_samples is not None:
-        check_integer("n_samples", n_samples, minimum=1)
+        check_integer("n_samples", n_samples, 1, LARGEST_DRAWS)
     if quantity == "counts":
         n_samples = 1 if n_samples is None else n_samples
     elif points.spread is not None:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from scdecode._utils.memory import check_memory
 from scdecode._utils.weights import problems_of
 from scdecode.classification import Classification
 from scdecode.config import ClassifierConfig, ModelConfig, TrainConfig
-from scdecode.errors import CorruptModelError
+from scdecode.errors import ConfigError, CorruptModelError
 from scdecode.reference import Reference
 from scdecode.schema import Schema
 from scdecode.vae import VAE
@@ -58,7 +59,19 @@ def build_vae(config: ModelConfig, schema: Schema, library_prior: tuple[Tensor, 
     """The network that fits a schema; the prior of a learned library is a placeholder unless it is given."""
     if config.learns_library and library_prior is None:
         library_prior = (torch.zeros(schema.n_batches), torch.ones(schema.n_batches))
+    check_size(config, schema)
     return VAE(config, schema.n_genes, schema.n_levels, len(schema.continuous), library_prior)
+
+
+def check_size(config: ModelConfig, schema: Schema) -> None:
+    """Raise :class:`ConfigError` if the weights of a network take more memory than the machine has.
+
+    Counted are the matrices of the hidden layers, of the genes and of the heads: at most, all heads of a gene.
+    """
+    inputs = schema.n_genes + config.n_latent + sum(schema.n_levels) + len(schema.continuous)
+    hidden = config.n_hidden + sum(schema.n_levels)
+    n_weights = 2 * config.n_layers * config.n_hidden * hidden + 5 * config.n_hidden * inputs
+    check_memory("n_hidden, n_layers", config.n_hidden, 4 * n_weights, "a smaller network")
 
 
 class _Unfilled(TorchFunctionMode):
@@ -78,8 +91,11 @@ _RANDOM = (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, Tensor.u
 
 def unfilled_vae(config: ModelConfig, schema: Schema) -> VAE:
     """The network with weights of no meaning, for their names and shapes."""
-    with _Unfilled():
-        return build_vae(config, schema)
+    try:
+        with _Unfilled():
+            return build_vae(config, schema)
+    except ConfigError as error:
+        raise CorruptModelError(f"model: its options cannot be those of a model: {error}") from error
 
 
 def filled_vae(config: ModelConfig, schema: Schema, weights: Mapping[str, Tensor], place: str, fits: str) -> VAE:

@@ -126,8 +126,8 @@ def refit(
     In the benchmark of simulated branches, 2,000 cells x 1,000 genes, the band covers 87 to 91 % of the true trends,
     averaged over genes and times (``benchmarks/truth.md``); of genes below a count in 130 cells, 82 to 84 %.
     """
-    check_integer("n_bins", n_bins, minimum=2)
-    check_integer("n_courses", n_courses, minimum=1)
+    check_integer("n_bins", n_bins, minimum=2, maximum=100_000)
+    check_integer("n_courses", n_courses, minimum=1, maximum=1_000)
     if not model.config.has_counts:
         raise InputError(
             f"model: gene_likelihood={model.config.gene_likelihood!r} came, which is not one of counts; a model with "

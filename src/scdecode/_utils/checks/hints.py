@@ -147,7 +147,7 @@ def _take_number(value: Any) -> Any:
     except OverflowError:
         return REFUSED
     if isinstance(value, numbers.Integral):
-        return int(value)
+        return int(value) if abs(number) <= _LARGEST_INTEGER else number
     return number if math.isfinite(number) else REFUSED
 
 
@@ -157,7 +157,8 @@ def _take_word(value: Any) -> Any:
     return str(value) if isinstance(value, str) else REFUSED
 
 
-def _take_path(value: Any) -> Any:
+def take_path(value: Any) -> Any:
+    """Return the path of a file as it is; REFUSED for one that no file system takes."""
     if not isinstance(value, str | Path):
         return REFUSED
     text = str(value)
@@ -178,7 +179,7 @@ def _explain_number(place: str, value: Any) -> str | None:
 
 
 _PATH: Final = Check(
-    _take_path, "the path of a file or directory: at most 255 bytes a name, 4,095 in all, without NUL", InputError
+    take_path, "the path of a file or directory: at most 255 bytes a name, 4,095 in all, without NUL", InputError
 )
 _SIMPLE: Final[dict[Any, Check]] = {
     bool: Check(_take_flag, "True or False", ConfigError),
@@ -335,7 +336,7 @@ def _protocol(kind: type) -> Check:
     def take(value: Any) -> Any:
         if type(value) in fitting:
             return value
-        if isinstance(value, type) or not all(name in _names_of(value) for name in needed):
+        if isinstance(value, type) or not all(name in attributes_of(value) for name in needed):
             return REFUSED
         fitting.add(type(value))
         return value
@@ -351,7 +352,7 @@ def _protocol_names(kind: type) -> set[str]:
     return names
 
 
-def _names_of(value: Any) -> set[str]:
+def attributes_of(value: Any) -> set[str]:
     """Names that an object has, without asking it: a ``__getattr__`` may answer, or fail, as it pleases."""
     names = set(getattr(value, "__dict__", ()))
     for base in type(value).__mro__:

@@ -18,7 +18,7 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
-from scdecode._utils.checks.hints import REFUSED, Between, Kind
+from scdecode._utils.checks.hints import REFUSED, Between, Kind, take_path
 from scdecode.errors import ConditionError, ConfigError, InputError, PointsError
 
 _PLAIN: Final = frozenset({type(None), bool, int, float, complex, str})
@@ -40,6 +40,12 @@ _VALUES: Final = (
     pd.api.extensions.ExtensionArray,
 )
 _COLLECTIONS: Final[tuple[type[Collection[Any]], ...]] = (list, tuple, Set, range, type({}.keys()), type({}.values()))
+_LONGEST_INTEGER: Final = 1023
+"""Bits of a whole number that a double can hold, too."""
+
+_LONGEST_RANGE: Final = 10**8
+"""Numbers of a range, which takes no memory before it is an array."""
+
 _DEEPEST: Final = 6
 """Lists in lists, at most; a list that holds itself has no end."""
 
@@ -55,20 +61,28 @@ def take_data(value: Any, depth: int = 0) -> Any:
     depth
         Collections around the value.
     """
+    if isinstance(value, int) and value.bit_length() > _LONGEST_INTEGER:
+        return REFUSED
     if type(value) in _PLAIN or isinstance(value, _VALUES) or sp.issparse(value):
         return value
+    if isinstance(value, range):
+        return value if abs(value.stop - value.start) <= _LONGEST_RANGE else REFUSED
     if isinstance(value, _COLLECTIONS):
         return value if depth < _DEEPEST and _all_data(value, depth) else REFUSED
     if isinstance(value, Mapping):
         return value if depth < _DEEPEST and _all_data(value.values(), depth) else REFUSED
     if isinstance(value, torch.Tensor):
-        return REFUSED if value.is_meta else value  # such a tensor has a shape and no values
+        if value.is_meta:  # such a tensor has a shape and no values
+            return REFUSED
+        value = value.detach() if value.requires_grad else value
+        return value if value.layout is torch.strided else value.to_dense()
     return _take_foreign(value)
 
 
 def _all_data(values: Collection[Any], depth: int) -> bool:
-    if _PLAIN.issuperset(map(type, values)):
-        return True
+    kinds = set(map(type, values))
+    if _PLAIN.issuperset(kinds):
+        return int not in kinds or all(v.bit_length() <= _LONGEST_INTEGER for v in values if type(v) is int)
     return all(take_data(value, depth + 1) is not REFUSED for value in values)
 
 
@@ -99,6 +113,8 @@ def _take_table(value: Any) -> Any:
 
 
 def _take_names(value: Any) -> Any:
+    if isinstance(value, range):
+        return REFUSED
     if isinstance(value, np.ndarray | pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
         if np.ndim(value) != 1:
             return REFUSED
@@ -118,16 +134,27 @@ def _take_seed(value: Any) -> Any:
     return int(value) if int(value).bit_length() <= 128 else REFUSED
 
 
+def _take_prefix(value: Any) -> Any:
+    if not isinstance(value, str):
+        return REFUSED
+    if not value:
+        return value
+    taken = take_path(value)
+    return taken if taken is REFUSED or len(str(taken).encode("utf-8", "surrogateescape")) <= 200 else REFUSED
+
+
 def _take_level(value: Any) -> Any:
     if isinstance(value, np.ndarray | pd.Series | pd.Index | pd.DataFrame | pd.api.extensions.ExtensionArray):
         return REFUSED
-    return value if value is None or isinstance(value, _VALUES) else REFUSED
+    return take_data(value) if value is None or isinstance(value, _VALUES) else REFUSED
 
 
 def _take_column(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
-    return value if isinstance(value, str | int | float | tuple) and not isinstance(value, bool) else REFUSED
+    if isinstance(value, bool) or (isinstance(value, int) and value.bit_length() > _LONGEST_INTEGER):
+        return REFUSED
+    return value if isinstance(value, str | int) else REFUSED
 
 
 ArrayLike: TypeAlias = Annotated[Any, data("numbers: an array, a list, a table or one number")]
@@ -175,6 +202,9 @@ Seed: TypeAlias = Annotated[int, Kind(_take_seed, "a whole number from 0 to 2**1
 
 LevelName: TypeAlias = Annotated[Any, Kind(_take_level, "one name or number", ConditionError)]
 """A level of a condition."""
+
+FilePrefix: TypeAlias = Annotated[str, Kind(_take_prefix, "the beginning of a file's name, at most 200 bytes")]
+"""What stands before the names of the files of a model."""
 
 Decoded: TypeAlias = Annotated[AnnData, "the AnnData that model.decode(path) returns"]
 """Decoded expression."""
