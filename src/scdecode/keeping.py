@@ -184,7 +184,7 @@ def give_cells(model: Keepable, adata: AnnData) -> None:
 
 @checked
 @changes
-def attach_reference(model: Keepable, cells: AnnData | str | Path | LatentsLike, *, use_rep: str | None = None) -> None:
+def attach_reference(model: Keepable, cells: Any, *, use_rep: str | None = None) -> None:
     """Tell a model that scvi-tools saved of its training cells, for support and for averages over conditions.
 
     What the model knew of its training cells before is replaced. :meth:`save` keeps it.
