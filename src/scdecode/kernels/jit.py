@@ -7,6 +7,8 @@ from typing import Any
 
 from numba import njit
 
+from scdecode.kernels.cache import check_files_of
+
 
 def jit(*, fastmath: set[str], forceinline: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator; ``fastmath`` are LLVM's flags of what rounding may change."""
@@ -14,8 +16,10 @@ def jit(*, fastmath: set[str], forceinline: bool = False) -> Callable[[Callable[
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
-            return njit(cache=True, **options)(function)
+            dispatcher = njit(cache=True, **options)(function)
         except RuntimeError:  # neither the package's folder nor the user's can be written: every process compiles anew
             return njit(**options)(function)
+        check_files_of(dispatcher)
+        return dispatcher
 
     return compiled
