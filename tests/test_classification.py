@@ -199,9 +199,9 @@ def test_the_classifier_has_the_layers_of_the_model_or_its_own():
     ("options", "message"),
     [
         ({"n_layers": 0}, "n_layers: 0 came"),
-        ({"n_hidden": 2.5}, "n_hidden: 2.5 came"),
+        ({"n_hidden": 2.5}, "n_hidden: got 2.5 .float., expected a whole number"),
         ({"dropout_rate": 1.0}, "drops every unit"),
-        ({"linear": 1}, "linear: 1 came, True or False"),
+        ({"linear": 1}, "linear: got 1 .int., expected True or False"),
         ({"linear": True, "n_hidden": 5}, "a linear classifier has no hidden layer"),
     ],
 )

@@ -109,7 +109,7 @@ def test_compiling_says_so_and_takes_no_random_number(monkeypatch):
     told = []
 
     @contextmanager
-    def note(text):
+    def note(text, *, after):
         told.append(text)
         yield
 

@@ -175,10 +175,12 @@ def test_paths_may_be_text_or_relative(model, z, tmp_path, monkeypatch):
     assert left_in(tmp_path) == ["deep", "x.h5ad"]
 
 
-@pytest.mark.parametrize("name", ["expression", "expression.csv", "expression.h5", "x.h5ad.gz", ""])
+@pytest.mark.parametrize("name", ["expression", "expression.csv", "expression.h5", "x.h5ad.gz"])
 def test_another_ending(model, z, tmp_path, name):
     with pytest.raises(InputError, match=r"out: .* came, a name that ends in \.h5ad or \.zarr was expected"):
-        model.decode(z, out=tmp_path / name if name else name)
+        model.decode(z, out=tmp_path / name)
+    with pytest.raises(InputError, match="out: got '' .*, expected the path of a file"):
+        model.decode(z, out="")
     assert left_in(tmp_path) == []
 
 

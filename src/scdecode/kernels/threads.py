@@ -162,6 +162,7 @@ def _start(n_workers: int) -> None:
 
 
 def _work(tasks: SimpleQueue[Pending], ready: threading.Event) -> None:
+    torch.get_num_threads()  # or the first operation here would take over the number that another thread said last
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     ready.set()
