@@ -230,7 +230,7 @@ class TestOtherCells:
         model = make_model(adata, epochs=1)
         adata._inplace_subset_obs(np.arange(300) > 0)
         with pytest.raises(
-            InputError, match="adata.obs_names: got 299 cells, and there were 300 when the model was made"
+            InputError, match=r"adata.obs_names: got 299 cells, and there were 300 when the model was made"
         ):
             model.get_normalized_expression()
         assert model.get_normalized_expression(adata).index.equals(adata.obs_names)

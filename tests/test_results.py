@@ -179,7 +179,7 @@ def test_paths_may_be_text_or_relative(model, z, tmp_path, monkeypatch):
 def test_another_ending(model, z, tmp_path, name):
     with pytest.raises(InputError, match=r"out: .* came, a name that ends in \.h5ad or \.zarr was expected"):
         model.decode(z, out=tmp_path / name)
-    with pytest.raises(InputError, match="out: got '' .*, expected the path of a file"):
+    with pytest.raises(InputError, match=r"out: got '' .*, expected the path of a file"):
         model.decode(z, out="")
     assert left_in(tmp_path) == []
 

@@ -39,5 +39,5 @@ def test_cells_without_the_columns(full_model, adata):
     del adata.obs["chem"]
     with pytest.raises(InputError, match="categorical_covariate_keys: 'chem' is not"):
         full_model.view_anndata_setup(adata)
-    with pytest.raises(InputError, match="adata: got .*, expected an AnnData"):
+    with pytest.raises(InputError, match=r"adata: got .*, expected an AnnData"):
         full_model.view_anndata_setup({})
