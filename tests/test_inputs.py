@@ -177,6 +177,8 @@ def test_batches_of_any_type(tmp_path, case):
     model = trained(cells(batch=values), batch_key="batch")
     names = model.schema.batch.names
     own = names[model.schema.batch.find(second[0])[0]]
+    if case in ("datetime", "datetime64", "date"):  # in whichever unit
+        second = [*second, *(np.datetime64(DAYS[1], unit) for unit in ("D", "s", "ns"))]
     model.save(tmp_path / "model")
     opened = sd.load(tmp_path / "model")
     assert opened.schema.batch == model.schema.batch
@@ -191,6 +193,25 @@ def test_batches_of_any_type(tmp_path, case):
     else:
         sd.convert(tmp_path / "model", tmp_path / "theirs", to="scvi-tools")
     assert sd.load(tmp_path / "theirs").schema.batch.names == names
+
+
+def test_days_are_days_in_another_type():
+    """Objects of days, and pandas' times of these days."""
+    days = pd.Series(three(OF_ANY_TYPE["date"][0]), index=cells().obs_names)
+    model = trained(cells(batch=days), batch_key="batch")
+    expected = model.get_normalized_expression()
+    for values in (pd.to_datetime(days), pd.to_datetime(days).astype("M8[s]"), days.map(str)):
+        pd.testing.assert_frame_equal(model.get_normalized_expression(cells(batch=values)), expected)
+        given = values.iloc[: len(Z)].to_numpy()
+        np.testing.assert_array_equal(
+            model.decode(Z, batch=given).X, model.decode(Z, batch=days.iloc[: len(Z)].to_numpy()).X
+        )
+
+
+def test_a_time_is_no_number():
+    category = Category.of("batch", np.array([1_577_836_800_000_000_000, 2]))
+    assert category.find(np.datetime64("2020-01-01", "ns")) == ()
+    assert category.find(np.timedelta64(2, "ns")) == ()
 
 
 def test_a_missing_batch_is_named():

@@ -2,6 +2,7 @@
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
@@ -24,6 +25,9 @@ FORMS = {
     "csr_array": sp.csr_array,
     "csc_array": sp.csc_array,
     "slice": lambda x: np.repeat(x, 2, axis=0)[::2],
+    "table": pd.DataFrame,
+    "nullable table": lambda x: pd.DataFrame(x).convert_dtypes(),
+    "table of several types": lambda x: pd.DataFrame(x).astype({0: "Int16", 1: "float64", 2: "Float32"}),
 }
 
 
@@ -118,6 +122,13 @@ def test_the_same_counts_are_the_same_training(stored, place):
     latents = [model.get_latent_representation() for model in models]
     np.testing.assert_array_equal(*latents)
     np.testing.assert_array_equal(models[0].get_latent_representation(models[1].adata), latents[0])
+
+
+@pytest.mark.parametrize("kind", ["Int32", "Float64", "boolean"])
+def test_a_missing_count_of_a_table_is_none(kind):
+    table = pd.DataFrame({"a": pd.array([1, None, 0], dtype=kind), "b": pd.array([1, 1, 0], dtype=kind)})
+    with pytest.raises(CountsError, match=r"x: 1 of its .* NaN or infinite .*row 1"):
+        check_counts(to_csr(table, "x"), "x", whole=True)
 
 
 @pytest.mark.parametrize("place", ["X", "layer"])

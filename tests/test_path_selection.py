@@ -122,6 +122,8 @@ def test_some_of_several_lineages(paths):
         (None, "a slice, a mask or positions were expected"),
         ("Mono", "got 'Mono', but this is a single path, 'Ery'"),
         ((slice(0, 3), slice(0, 3)), "got 2 parts"),
+        (slice(0.5, 2.0), r"expected a slice of whole numbers.*path.time >= first"),
+        (slice(None, None, 0), "slice step cannot be zero"),
     ],
 )
 def test_points_that_are_no_path(paths, key, message):
@@ -138,6 +140,7 @@ def test_points_that_are_no_path(paths, key, message):
         (np.arange(N) > 3, r"got a mask of 9 for 3 lineages; of the points of each: path\[:, 10:50\]"),
         ([], "a slice, a mask or positions were expected"),
         (slice(5, 9), "no lineage is left"),
+        (slice("Ery", "DC"), "expected a slice of whole numbers"),
         (("Ery", slice(0, 3), 1), "got 3 parts"),
     ],
 )

@@ -14,7 +14,7 @@ import pandas as pd
 
 from scdecode._utils.checks import checked
 from scdecode._utils.notebook import Shown
-from scdecode.errors import InputError, PointsError, SupportWarning, unknown_name, warn
+from scdecode.errors import InputError, PointsError, SupportWarning, shown, unknown_name, warn
 from scdecode.formats.path_files import read_path_file, write_path_file
 from scdecode.path_inputs import part_of, shared_conditions
 from scdecode.paths.tube import moments
@@ -164,7 +164,7 @@ class LatentPath(Shown):
         """Some of several lineages, in the order asked for."""
         names = self.lineages or ()
         if isinstance(key, slice):
-            at = list(range(len(names)))[key]
+            at = _sliced(key, len(names))
         else:
             parts = key if isinstance(key, list | tuple) else _as_array(key)
             if any(isinstance(part, str) for part in parts):
@@ -193,7 +193,7 @@ class LatentPath(Shown):
         """Some of the points of each lineage, in order."""
         n = self.points.shape[-2]
         if isinstance(key, slice):
-            at = list(range(n))[key]
+            at = _sliced(key, n)
         elif _is_one(key):
             raise InputError(f"lineage: {key!r} came, but this is a single path; its points are path.points")
         else:
@@ -335,6 +335,17 @@ def _as_array(key: Any) -> np.ndarray:
             "positions were expected, or names of lineages"
         )
     return array
+
+
+def _sliced(key: slice, n: int) -> list[int]:
+    """The positions of ``n`` that a slice selects."""
+    try:
+        return list(range(n))[key]
+    except (TypeError, ValueError) as error:  # names or fractions as its ends, a step of zero
+        raise InputError(
+            f"path[...]: got {shown(key)} ({error}), expected a slice of whole numbers, such as path[10:50]; of times: "
+            "path[(path.time >= first) & (path.time <= last)]"
+        ) from error
 
 
 def _positions(array: np.ndarray, n: int, what: str, hint: str) -> list[int]:

@@ -31,7 +31,7 @@ def to_csr(matrix: Any, place: str) -> sp.csr_matrix:
     Parameters
     ----------
     matrix
-        ``(n, g)``: scipy sparse in any format, numpy, or what a backed AnnData holds (h5py, zarr, dask). A dense one
+        ``(n, g)``: scipy sparse in any format, numpy, a DataFrame, or what a backed AnnData holds (h5py, zarr, dask). A dense one
         that lies on disk is read block by block, so that it is never in memory as a whole.
     place
         Where it came from, for the messages.
@@ -50,6 +50,8 @@ def to_csr(matrix: Any, place: str) -> sp.csr_matrix:
             f"{place}: got a masked array, {n_masked:,} of its {matrix.size:,} values masked; expected a count for "
             "each cell and gene; leave those cells or genes out, or say what the counts are with matrix.filled(0)"
         )
+    if isinstance(matrix, pd.DataFrame):
+        matrix = _of_table(matrix)
     if not isinstance(matrix, h5py.Dataset | zarr.Array) and not sp.issparse(matrix):
         matrix = np.asarray(matrix)
     if len(matrix.shape) != 2 or matrix.dtype.kind not in "fiub":
@@ -67,6 +69,13 @@ def to_csr(matrix: Any, place: str) -> sp.csr_matrix:
         return csr
     blocks = [sp.csr_matrix(block.astype(np.float32, copy=False)) for block in _row_blocks(matrix)]
     return sp.vstack(blocks, format="csr") if len(blocks) != 1 else blocks[0]
+
+
+def _of_table(table: pd.DataFrame) -> np.ndarray:
+    """Return the values of a table; of pandas' nullable numbers as doubles, in which a missing one is NaN."""
+    kinds = {getattr(dtype, "kind", "O") for dtype in table.dtypes}
+    has_numbers = kinds <= set("fiub") and any(pd.api.types.is_extension_array_dtype(dtype) for dtype in table.dtypes)
+    return table.to_numpy(dtype=np.float64, na_value=np.nan) if has_numbers else table.to_numpy()
 
 
 def _row_blocks(matrix: Any) -> Iterator[np.ndarray]:

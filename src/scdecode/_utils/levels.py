@@ -208,7 +208,9 @@ def _number_in(text: str) -> float | None:
 
 
 def _number_of(value: Any) -> float | None:
-    """The number that a value is; a boolean is 0 or 1."""
+    """The number that a value is; a boolean is 0 or 1, and a date or a duration is none."""
+    if isinstance(value, np.datetime64 | np.timedelta64):  # their item() is a number of nanoseconds
+        return None
     if isinstance(value, np.generic):
         value = value.item()
     if not isinstance(value, numbers.Real | Decimal):
