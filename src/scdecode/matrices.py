@@ -31,8 +31,8 @@ def to_csr(matrix: Any, place: str) -> sp.csr_matrix:
     Parameters
     ----------
     matrix
-        ``(n, g)``: scipy sparse in any format, numpy, a DataFrame, or what a backed AnnData holds (h5py, zarr, dask). A dense one
-        that lies on disk is read block by block, so that it is never in memory as a whole.
+        ``(n, g)``: scipy sparse in any format, numpy, a DataFrame, or what a backed AnnData holds (h5py, zarr, dask). A
+        dense one that lies on disk is read block by block, so that it is never in memory as a whole.
     place
         Where it came from, for the messages.
 
