@@ -8,6 +8,9 @@ import importlib
 import inspect
 import math
 import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import anndata
 import numpy as np
@@ -20,6 +23,13 @@ import scdecode as sd
 
 MODULES = ("", ".dynamics", ".geometry", ".lineages", ".datasets", ".plot")
 """Where public functions and classes are."""
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """An argument that is made anew for each call, which may change it or read it to its end."""
+
+    make: Callable[[], Any]
 
 
 class Raising:
@@ -132,9 +142,9 @@ def values(model, adata, path):
         "dict of lists": {"batch": ["a"]},
         "weights": {"batch_1": math.nan},
         "range": range(10**18),
-        "generator": (i for i in range(3)),
-        "endless": iter(int, 1),
-        "map": map(str, [1]),
+        "generator": Fresh(lambda: (i for i in range(3))),
+        "endless": Fresh(lambda: iter(int, 1)),
+        "map": Fresh(lambda: map(str, [1])),
         "slice": slice(None),
         "ellipsis": ...,
         "scalar array": np.array(3),
@@ -174,7 +184,7 @@ def values(model, adata, path):
         "Normal": Normal(torch.zeros(3), torch.ones(3)),
         "Bernoulli": Bernoulli(torch.full((3,), 0.5)),
         "module of torch": torch.nn.Linear(2, 2),
-        "AnnData": adata,
+        "AnnData": Fresh(adata.copy),
         "small AnnData": anndata.AnnData(np.ones((2, 2), dtype=np.float32)),
         "list of AnnData": [adata, adata],
         "dict of AnnData": {"batch": adata},

@@ -52,7 +52,7 @@ def test_train_does_not_replace_a_model_unasked(place: Path, capsys: pytest.Capt
         (("--set", "eps=0.1", "--set", "eps=0.2"), "came twice"),
         (("--gene-likelihood", "negbin"), "gene_likelihood: 'negbin' is not one of the 4 choices"),
         (("--lr", "0"), "lr: 0.0 came"),
-        (("--device", "gpu"), "device: 'gpu' came"),
+        (("--device", "gpu"), "device: got 'gpu'"),
     ],
 )
 def test_train_refuses(

@@ -453,7 +453,7 @@ def test_options_that_are_wrong(untrained):
         untrained.train(1, learning_rate=0.1)
     with pytest.raises(ConfigError, match="max_epochs: 0 came"):
         untrained.train(0)
-    with pytest.raises(ConfigError, match="device: 'tpu' came"):
+    with pytest.raises(ConfigError, match="device: got 'tpu'"):
         untrained.train(1, device="tpu")
     with pytest.raises(ConfigError, match=r"train_size: 0.001 of 300 cells leaves 1 to train on"):
         untrained.train(1, train_size=0.001)

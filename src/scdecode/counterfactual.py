@@ -155,7 +155,7 @@ def counterfactual(
             asked[name] = prepare(model, points, **own)
     smaller = max(1, asked[baseline].request.chunk_size // len(asked))  # all hold their draws of a tile at once
     asked = {name: replace(one, request=replace(one.request, chunk_size=smaller)) for name, one in asked.items()}
-    there = choose_device(device or "cpu")
+    there = choose_device(device)
     tiles = [draw_tiles(model.vae, one.points, one.conditions, one.request, there) for one in asked.values()]
     first = asked[baseline]
     added = pseudocounts(model, first.points, first.conditions, first.request.quantity, pseudocount)[:, None]

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import torch
 
-from scdecode.errors import ConfigError, listing
+from scdecode.errors import ConfigError, listing, shown
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of a name; ``"auto"`` is CUDA where there is one, else the CPU.
+def choose_device(name: str | None) -> torch.device:
+    """Return the device of a name; ``"auto"`` is CUDA if there is one, else the CPU, and None is the CPU.
 
     Raises
     ------
     ConfigError
-        For a device that is not there.
+        For a device that this machine does not have.
     """
-    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    n_cuda, has_mps = torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.backends.mps.is_available()
+    if name is None:
+        return torch.device("cpu")
     if name == "auto":
-        return torch.device("cuda" if has_cuda else "cpu")
-    there = ["cpu", *(["cuda"] if has_cuda else []), *(["mps"] if has_mps else [])]
-    if str(name).split(":")[0] not in there:
-        raise ConfigError(f"device: {name!r} came, one of {listing(['auto', *there])} was expected on this machine")
+        return torch.device("cuda" if n_cuda else "cpu")
+    there = ["cpu", *(["cuda"] if n_cuda else []), *(["mps"] if has_mps else [])]
+    kind, colon, number = str(name).partition(":")
+    count = n_cuda if kind == "cuda" else 1
+    if kind not in there or (colon and number not in map(str, range(count))):
+        raise ConfigError(f"device: got {shown(name)}, expected one of {listing(['auto', *there])} on this machine")
     return torch.device(name)

@@ -179,7 +179,7 @@ def _conditions_of(model: SCVI, first: SCVI) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _tiles(models: Sequence[SCVI], asked: Sequence[Asked], device: str | None) -> Iterator[Tile]:
-    there = choose_device(device or "cpu")
+    there = choose_device(device)
     each = [
         draw_tiles(model.vae, one.points, one.conditions, one.request, there)
         for model, one in zip(models, asked, strict=True)

@@ -174,7 +174,7 @@ def decode(
     )
     frame = asked.frame
     into = np.empty(frame.shape, dtype=np.float32) if out is None and not frame.counts else None
-    there = choose_device(device or "cpu")
+    there = choose_device(device)
     tiles = decode_tiles(model.vae, asked.points, asked.conditions, asked.request, there, into)
     return deliver(tiles, frame, out, on_tile, overwrite=overwrite, into=into)
 
@@ -294,6 +294,7 @@ def distribution(
     if not isinstance(z, Tensor) or z.dim() != 2 or z.shape[1] != model.config.n_latent:
         came = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
         raise PointsError(f"z: {came} came, a tensor of shape (n, {model.config.n_latent}) was expected")
+    z = z if z.layout is torch.strided else z.to_dense()
     if not is_transformed(z):  # whose values torch.func does not tell
         read_points(z, model.config.n_latent, simplex=model.config.latent_distribution == "ln")  # for its checks
     conditions = resolve(

@@ -200,7 +200,7 @@ def generate(
             "n_reference_cells": int((shares_r > 0).sum()),
         }
     )
-    tiles = decode_tiles(model.vae, points, conditions, request, choose_device(device or "cpu"))
+    tiles = decode_tiles(model.vae, points, conditions, request, choose_device(device))
     return deliver(tiles, frame, out, on_tile, overwrite=overwrite, title="generating", unit="cells")
 
 

@@ -23,7 +23,7 @@ from scdecode.formats import native
 from scdecode.formats.reading import BESIDE, cells_beside, read_model_and
 from scdecode.formats.stored import Origin, StoredModel
 from scdecode.minibatches import Split
-from scdecode.points import read_points
+from scdecode.points import LatentsLike, read_points
 from scdecode.reference import Reference, make_reference, reference_of_latents
 from scdecode.results import write_h5ad
 from scdecode.schema import Schema
@@ -184,7 +184,7 @@ def give_cells(model: Keepable, adata: AnnData) -> None:
 
 @checked
 @changes
-def attach_reference(model: Keepable, cells: Any, *, use_rep: str | None = None) -> None:
+def attach_reference(model: Keepable, cells: LatentsLike | str | Path, *, use_rep: str | None = None) -> None:
     """Tell a model that scvi-tools saved of its training cells, for support and for averages over conditions.
 
     What the model knew of its training cells before is replaced. :meth:`save` keeps it.

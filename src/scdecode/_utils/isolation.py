@@ -24,7 +24,7 @@ _DEVICES_WITH_AUTOCAST = ("cpu", "cuda", "mps")
 _is_forked = False
 
 
-def isolated(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+def isolated(function: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Result:
     """Call a function apart from torch's ambient state, with the models among its arguments marked as in use.
 
     Gradients are recorded or not, as the caller has it; in inference mode they are not.
