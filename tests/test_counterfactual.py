@@ -249,7 +249,7 @@ def test_other_covariates_that_are_left_open_are_said(full_model, path):
 @pytest.mark.parametrize(
     ("over", "levels", "message"),
     [
-        ("batch", "batch_1", "levels: 'batch_1' came, a list"),
+        ("batch", "batch_1", "levels: got 'batch_1' (str), expected a list"),
         (["batch"], None, "over: got ['batch'] (list), expected a name or a mapping"),
     ],
 )

@@ -306,7 +306,7 @@ def test_refused_genes(model, z, genes, message):
         ({"chunk_size": 0}, ConfigError, "chunk_size: 0 came"),
         ({"seed": -1}, ConfigError, "seed: -1 came"),
         ({"seed": "a"}, ConfigError, "seed: got 'a'"),
-        ({"device": "cuda:99"}, ConfigError, "device: 'cuda:99'"),
+        ({"device": "cuda:99"}, ConfigError, "device: got 'cuda:99'"),
         ({"device": "tpu"}, ConfigError, "device: got 'tpu'"),
         ({"device": ""}, ConfigError, "device: got ''"),
         ({"device": "cpu:7"}, ConfigError, "device: got 'cpu:7'"),

@@ -303,6 +303,7 @@ class TrainConfig(Shown):
     @checked
     def epochs(self, n_cells: int) -> int:
         """Epochs to train for with ``n_cells`` cells: ``max_epochs``, or the default for that many cells."""
+        check_integer("n_cells", n_cells, minimum=1)
         if self.max_epochs is not None:
             return self.max_epochs
         return max(min(round(20_000 / n_cells * 400), 400), 1)

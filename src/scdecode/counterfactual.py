@@ -13,7 +13,7 @@ from anndata import AnnData
 from scipy.special import ndtr
 
 from scdecode._utils.checks import checked
-from scdecode._utils.checks.kinds import Values
+from scdecode._utils.checks.kinds import LevelsLike
 from scdecode._utils.notebook import Shown
 from scdecode._utils.obs_columns import is_name
 from scdecode._utils.progress import tracked
@@ -95,7 +95,7 @@ def counterfactual(
     points: PointsLike,
     over: Annotated[str | Mapping[str, Mapping[str, Any]], "a name or a mapping of names to arguments of decode"],
     *,
-    levels: Values = None,
+    levels: LevelsLike | None = None,
     baseline: str | None = None,
     pseudocount: float = PSEUDOCOUNT,
     device: str | None = None,
@@ -312,8 +312,6 @@ def _arguments(
         known = {name: category for name, category in offered.items() if category is not None}
         if over not in known:
             raise InputError(unknown_name("over", over, known, "conditions of the model"))
-        if isinstance(levels, str):
-            raise InputError(f"levels: {levels!r} came, a list of two or more was expected")
         covariates = shared.get("categorical")
         if shared.get(over) is not None or (covariates is not None and over in covariates):
             raise InputError(f"over: {over!r} came with a value of its own; say which of its levels by levels=[...]")

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from scdecode._utils.names import check_names
-from scdecode.errors import ConditionError, ConditionWarning, listing, warn
+from scdecode.errors import ConditionError, ConditionWarning, got, listing, warn
 from scdecode.schema import Schema
 
 DEFAULT_LIBRARY = 1e4
@@ -32,13 +32,13 @@ def read_library_size(
     check_names("library_size", library_size, point_names)
     if isinstance(library_size, torch.Tensor):
         library_size = library_size.detach().cpu().numpy()
-    if isinstance(library_size, np.ma.MaskedArray):
-        library_size = np.ma.filled(library_size.astype(np.float64), np.nan)  # what is masked is missing
     try:
+        if isinstance(library_size, np.ma.MaskedArray):
+            library_size = np.ma.filled(library_size.astype(np.float64), np.nan)  # what is masked is missing
         # by way of objects, as complex numbers and dates would pass for numbers
         sizes = np.asarray(library_size, dtype=object).astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ConditionError(f"library_size: {library_size!r} came, numbers were expected") from error
+        raise ConditionError(f"library_size: got {got(library_size)}, expected numbers") from error
     if sizes.shape not in ((), (1,), (n_points,), (n_points, 1)):
         raise ConditionError(
             f"library_size: an array of shape {sizes.shape} came, one number or one per point, ({n_points},), was "

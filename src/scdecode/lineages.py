@@ -22,6 +22,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scdecode._utils.checks import checked
+from scdecode._utils.checks.hints import attributes_of
 from scdecode._utils.checks.kinds import Values
 from scdecode._utils.notebook import Shown
 from scdecode.errors import InputError, PointsError, listing, unknown_name
@@ -176,12 +177,12 @@ def _fitted(adata: AnnData, source: Any, pseudotime: Any, weights: Any) -> dict[
     """Lineages of an object that a tool returned, told by its attributes."""
     if pseudotime is not None or weights is not None:
         raise InputError("pseudotime, weights: they came beside a fitted object, which has its own; leave them out")
-    if hasattr(source, "curves") and hasattr(source, "cell_weights"):  # pyslingshot.Slingshot
+    if {"curves", "cell_weights"} <= attributes_of(source):  # pyslingshot.Slingshot
         if source.curves is None or source.cell_weights is None:
             raise InputError("source: got a Slingshot object without curves; fit it first: slingshot.fit()")
         times = {f"lineage_{i + 1}": curve.pseudotimes_interp for i, curve in enumerate(source.curves)}
         return _combined(adata, times, np.asarray(source.cell_weights), "slingshot_pseudotime", "slingshot")
-    if hasattr(source, "pseudotime") and hasattr(source, "branch_probs"):  # palantir.presults.PResults
+    if {"pseudotime", "branch_probs"} <= attributes_of(source):  # palantir.presults.PResults
         return _combined(adata, source.pseudotime, source.branch_probs, _PALANTIR_TIME, "palantir")
     raise InputError(
         f"source: got {type(source).__name__}; one of {listing(['auto', *_READERS])}, a fitted pyslingshot.Slingshot "
@@ -195,7 +196,7 @@ def _has_groups(lineages: Any) -> bool:
         return True
     if lineages is None or isinstance(lineages, str):
         return False
-    if not isinstance(lineages, Iterable):
+    if not isinstance(lineages, Iterable) or getattr(lineages, "ndim", 1) == 0:
         raise InputError(f"lineages: got {type(lineages).__name__}, names of lineages were expected")
     return any(isinstance(name, list | tuple) for name in lineages)
 

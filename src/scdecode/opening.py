@@ -8,6 +8,7 @@ from anndata import AnnData
 
 from scdecode import keeping, parity
 from scdecode._utils.checks import checked
+from scdecode._utils.checks.kinds import FilePrefix
 from scdecode.errors import InputError
 from scdecode.formats import scvi_tools
 from scdecode.formats.reading import read_model
@@ -20,7 +21,7 @@ _CLASSES: dict[str, type[SCVI]] = {kind.__name__: kind for kind in (SCVI, Linear
 
 @checked
 def load(
-    directory: str | Path, adata: AnnData | None = None, *, prefix: str | None = None, verify: bool = False
+    directory: str | Path, adata: AnnData | None = None, *, prefix: FilePrefix | None = None, verify: bool = False
 ) -> SCVI:
     """Open a model directory; it needs no AnnData.
 

@@ -179,7 +179,7 @@ def cell_numbers(place: str, values: Any) -> np.ndarray:
 
 def _check_no_clusters(place: str, array: np.ndarray) -> None:
     """Raise :class:`InputError` for whole numbers above one: 0 would be left out, and 2 would count twice as 1."""
-    for column in array.reshape(len(array), -1).T if array.ndim else []:
+    for column in array.reshape(len(array), -1).T if array.size and array.ndim else []:
         known = column[np.isfinite(column)]
         if len(known) and known.max() > max(1, known.min()) and (known == np.round(known)).all():
             raise InputError(

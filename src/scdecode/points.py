@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from scdecode._utils.checks import REFUSED, Kind
-from scdecode._utils.checks.hints import attributes_of
+from scdecode._utils.checks.hints import attributes_of, callback_check
 from scdecode._utils.checks.kinds import data, take_data
 from scdecode._utils.names import as_names, check_names, names_of
 from scdecode.errors import PointsError, SupportWarning, listing, unknown_name, warn
@@ -64,9 +64,12 @@ PointsLike: TypeAlias = Annotated[Any, _POINTS]
 """Latent points in any form, as :func:`read_points` takes them."""
 
 
+_FUNCTION = callback_check(1)
+
+
 def _take_paths(value: Any) -> Any:
     if callable(value) and not isinstance(value, type):
-        return value
+        return _FUNCTION.take(value)
     taken = _take_places(value)
     return _POINTS.take(value) if taken is REFUSED else taken
 
@@ -289,6 +292,8 @@ def read_array(values: Any, place: str, *, strings: bool = True) -> np.ndarray:
         For what is no array of numbers.
     """
     try:
+        if isinstance(values, AnnData):  # numpy would iterate over it for minutes
+            raise TypeError("its numbers are in adata.X, adata.obsm and adata.obs")
         array = as_numpy(values)
         if not strings and _holds_strings(array):
             raise TypeError("strings")

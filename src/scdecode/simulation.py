@@ -27,6 +27,7 @@ from scdecode.errors import (
     check_choice,
     check_integer,
     check_number,
+    got,
     unknown_name,
 )
 
@@ -278,10 +279,13 @@ def _names(kind: str, n: int) -> list[str]:
 
 def _codes(place: str, value: Any, known: list[str], n: int, error: type[InputError]) -> npt.NDArray[np.intp]:
     """The position of each name among those known, one per point; ``error`` for another name or another length."""
-    names = pd.Index([value] * n if isinstance(value, str) else np.atleast_1d(np.asarray(value, dtype=object)))
+    try:
+        names = pd.Index([value] * n if isinstance(value, str) else np.atleast_1d(np.asarray(value, dtype=object)))
+        codes: npt.NDArray[np.intp] = pd.Index(known).get_indexer(names)
+    except (TypeError, ValueError) as problem:  # more axes than one; values that are no names
+        raise error(f"{place}: got {got(value)}, expected one name or a list of names") from problem
     if len(names) != n:
         raise error(f"{place}: {len(names):,} names came, one or as many as there are pseudotimes ({n:,}) was expected")
-    codes: npt.NDArray[np.intp] = pd.Index(known).get_indexer(names)
     if (codes < 0).any():
         raise error(unknown_name(place, names[codes < 0][0], known, f"simulated {place} names"))
     return codes

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 
 from scdecode._utils.checks import checked
-from scdecode._utils.checks.kinds import ConditionTable, LibrarySize, NamesLike, PerPoint, Seed, SpreadLike
+from scdecode._utils.checks.kinds import ConditionTable, LibrarySize, NamesLike, PerPoint, Seed, SpreadLike, Values
 from scdecode._utils.notebook import Shown
 from scdecode.dynamics.pairs import aligned, difference_table, differences, since
 from scdecode.dynamics.routes import Route, read_routes
 from scdecode.dynamics.shapes import LEAST_SCORE, MIN_CHANGE
 from scdecode.errors import InputError, PointsError, check_number, unknown_name
 from scdecode.expression import Decodable
+from scdecode.points import PointsLike
 from scdecode.pseudocounts import PSEUDOCOUNT
 from scdecode.trajectory import SHARE
 
@@ -71,11 +72,11 @@ class Comparison(Shown):
 @checked
 def compare(
     model: Decodable,
-    path_a: Any,
-    path_b: Any = None,
+    path_a: PointsLike,
+    path_b: PointsLike = None,
     *,
-    kwargs_a: Mapping[str, Any] | None = None,
-    kwargs_b: Mapping[str, Any] | None = None,
+    kwargs_a: Mapping[str, Values] | None = None,
+    kwargs_b: Mapping[str, Values] | None = None,
     names: Annotated[tuple[str, str], "two names, of path_a and path_b"] = ("a", "b"),
     align: str | None = None,
     n_points: int | None = None,

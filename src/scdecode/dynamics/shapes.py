@@ -21,7 +21,7 @@ def scores(change: np.ndarray, std: np.ndarray, min_change: float) -> np.ndarray
     Of a constant in the denominator, without which small changes of still smaller error come first: Tusher et al. 2001,
     PNAS 98:5116, who add it to the error; added to its square it is an error of its own.
     """
-    return np.asarray(np.abs(change) / np.sqrt(std**2 + min_change**2))
+    return np.asarray(np.abs(change) / np.hypot(std, min_change))
 
 
 def name_shapes(
@@ -48,7 +48,7 @@ def name_shapes(
         All others, by what the end is against the start: wiggles of less than a quarter of the range, or within the
         error bar, are none.
     """
-    error = least_score * np.sqrt(std**2 + min_change**2)
+    error = least_score * np.hypot(std, min_change)
     span = peak - trough
     above, below = peak - np.maximum(start, end), np.minimum(start, end) - trough
     turns = np.maximum(above, below) >= np.maximum(TURN * span, error)

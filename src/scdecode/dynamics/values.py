@@ -48,6 +48,8 @@ def trend_table(expression: Decoded, genes: NamesLike | str | None = None) -> pd
     if "baseline" in made:
         unit = f"difference from {made['baseline']}: {unit}"
     names = list(expression.var_names) if genes is None else [genes] if isinstance(genes, str) else list(genes)
+    if not names:
+        raise InputError("genes: got no names, expected at least one")
     for name in names:
         if name not in expression.var_names:
             raise InputError(unknown_name("genes", name, expression.var_names, "decoded genes"))

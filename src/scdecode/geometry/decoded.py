@@ -23,9 +23,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from scdecode._utils.checks import checked
+from scdecode._utils.checks import Between, checked
 from scdecode._utils.checks.kinds import ConditionTable, IndicesLike, LibrarySize, NamesLike, PerPoint
 from scdecode._utils.notebook import Shown
+from scdecode._utils.rows import check_rows
 from scdecode.conditions import resolve
 from scdecode.decoding import gene_positions, library_sizes, slot_inputs
 from scdecode.errors import ConditionError, InputError, PointsError, check_choice, listing
@@ -73,11 +74,11 @@ class ParameterMap(Shown):
     def of_function(
         cls,
         function: Callable[[Tensor], Any],
-        n_latent: int,
+        n_latent: Annotated[int, Between(1, 100_000)],
         *,
         gene_likelihood: str = "normal",
         genes: NamesLike | str | None = None,
-        reference: Any = None,
+        reference: PointsLike = None,
         dtype: torch.dtype = torch.float64,
     ) -> ParameterMap:
         """A decoder of one's own.
@@ -115,7 +116,7 @@ class ParameterMap(Shown):
                 "(2, genes) was expected"
             )
         n_genes = trial.log_mu.shape[1]
-        names = tuple(map(str, range(n_genes) if genes is None else genes))
+        names = tuple(map(str, range(n_genes) if genes is None else [genes] if isinstance(genes, str) else genes))
         if len(names) != n_genes:
             raise InputError(f"genes: {len(names)} names came for {n_genes} genes; one each was expected")
         support = None
@@ -174,10 +175,12 @@ class ParameterMap(Shown):
 
         Its derivatives are those of the log scale, from which it differs by the library size.
         """
+        z = self._latents(z)
+        positions = None if genes is None else check_rows(genes, len(self.genes), place="genes", kind="genes").tolist()
         means = []
         for slot in self.slots:
             log_mu = slot.function(z).log_mu
-            log_mu = log_mu if genes is None else log_mu[..., list(genes)]
+            log_mu = log_mu if positions is None else log_mu[..., positions]
             means.append(log_mu if len(self.slots) == 1 else log_mu + float(np.log(slot.weight)))
         return means[0] if len(means) == 1 else torch.logsumexp(torch.stack(means), dim=0)
 
@@ -187,12 +190,25 @@ class ParameterMap(Shown):
 
         A Jacobian-vector product for each latent dimension, all points at once.
         """
+        z = self._latents(z)
         directions = torch.eye(self.n_latent, dtype=z.dtype)[:, None, :].expand(-1, len(z), -1)
         pushed: Tensor = torch.func.vmap(lambda v: push(function, z, v))(directions)
         return pushed
 
+    def _latents(self, z: Tensor) -> Tensor:
+        """Return points in :attr:`dtype`; their shape is checked, not their values, which ``torch.func`` hides."""
+        usable = z.is_floating_point() and not z.is_meta and z.layout is torch.strided
+        if not usable or z.ndim != 2 or z.shape[1] != self.n_latent:
+            raise PointsError(
+                f"z: got a tensor of {z.dtype} of shape {tuple(z.shape)}, expected floating-point values of shape "
+                f"(n, {self.n_latent})"
+            )
+        return z.to(self.dtype)
+
     @checked
-    def tiles(self, n_points: int, n_directions: int) -> list[slice]:
+    def tiles(
+        self, n_points: Annotated[int, Between(0, 10**8)], n_directions: Annotated[int, Between(0, 10**8)]
+    ) -> list[slice]:
         """The points in pieces whose derivatives in so many directions fit into memory."""
         size = max(1, TILE_VALUES // (len(self.genes) * max(n_directions, 1)))
         return [slice(first, min(first + size, n_points)) for first in range(0, n_points, size)]
@@ -371,7 +387,7 @@ def _check_fixed(said: Mapping[str, Any]) -> None:
     arrays = (np.ndarray, pd.Series, pd.Index, pd.api.extensions.ExtensionArray, Tensor)
     for place, value in said.items():
         several = isinstance(value, arrays) or (place == "library_size" and isinstance(value, list | tuple))
-        if several and np.ndim(value) > 0:
+        if several and (isinstance(value, list | tuple) or np.ndim(value) > 0):
             one = "one value, a list to average over or a mapping of names to weights"
             raise ConditionError(
                 f"{place}: an array of {len(value)} came, but a condition does not change along a geodesic, nor within "

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from scdecode._utils.checks import checked
+from scdecode.errors import InputError
 
 _LOG_THETA_BOUNDS = (-46.0, 40.0)  # those of the likelihoods
 _SMALL = 0.5  # below it differences of logarithms are taken by series
@@ -65,6 +66,8 @@ class Parameters:
     @checked
     def split(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
         """Those of values that lie as :meth:`joined` lays them: on log mu, and on the zi logits."""
+        if values.is_meta or values.layout is not torch.strided:
+            raise InputError(f"values: got a tensor with layout {values.layout}, expected values of a dense tensor")
         if self.zi_logits is None:
             return values, None
         mean, zero = values.chunk(2, dim=-1)
@@ -82,9 +85,20 @@ class Fisher:
     @checked
     def product(self, mean: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The information times changes of log mu and of the zi logit."""
+        for place, change in (("mean", mean), ("zero", zero)):
+            if change is not None and not _fits(change, self.mean):
+                raise InputError(
+                    f"{place}: got a tensor of {change.dtype} of shape {tuple(change.shape)}, expected floating-point "
+                    f"changes of shape {tuple(self.mean.shape)}"
+                )
         if self.cross is None or self.zero is None or zero is None:
             return self.mean * mean, None
         return self.mean * mean + self.cross * zero, self.cross * mean + self.zero * zero
+
+
+def _fits(change: Tensor, mean: Tensor) -> bool:
+    usable = change.is_floating_point() and not change.is_meta and change.layout is torch.strided
+    return usable and all(a == b or 1 in (a, b) for a, b in zip(change.shape[::-1], mean.shape[::-1], strict=False))
 
 
 @checked

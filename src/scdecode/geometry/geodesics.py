@@ -160,10 +160,10 @@ def geodesic(
     ConfigError
         For numbers out of range.
     """
-    check_integer("n_points", n_points, minimum=2)
-    check_integer("n_knots", n_knots, minimum=1)
+    check_integer("n_points", n_points, minimum=2, maximum=1_000_000)
+    check_integer("n_knots", n_knots, minimum=1, maximum=1_000)
     check_integer("max_iterations", max_iterations, minimum=1)
-    check_number("penalty", penalty, 0.0)
+    check_number("penalty", penalty, 0.0, 1e12)
     decoder = parameter_map(
         model,
         batch=batch,

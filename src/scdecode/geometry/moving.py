@@ -140,9 +140,9 @@ def move(
     ConditionError, ConfigError
         For conditions and numbers that cannot be used.
     """
-    check_integer("n_steps", n_steps, minimum=1)
+    check_integer("n_steps", n_steps, minimum=1, maximum=1_000_000)
     check_integer("n_others", n_others, minimum=0)
-    check_number("prior", prior, 0.0)
+    check_number("prior", prior, 0.0, 1e12)
     if max_support is not None:
         check_number("max_support", max_support, 0.0, 100.0, open_minimum=True)
     decoder = parameter_map(
@@ -169,7 +169,7 @@ def move(
 
 def _read_targets(decoder: ParameterMap, targets: Any) -> dict[int, float]:
     """Positions of the genes, and the log2 fold change of each."""
-    if not isinstance(targets, Mapping | Iterable) or isinstance(targets, str):
+    if not isinstance(targets, Mapping | Iterable) or isinstance(targets, str) or getattr(targets, "ndim", 1) == 0:
         raise InputError(f"targets: {targets!r} came, a mapping of genes to '+', '-' or log2 fold changes was expected")
     pairs = list(targets.items() if isinstance(targets, Mapping) else targets)
     if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):

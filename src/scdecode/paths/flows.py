@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from scdecode._utils.checks import checked
-from scdecode._utils.checks.kinds import ArrayLike
+from scdecode._utils.checks.kinds import NumbersLike
 from scdecode.errors import PointsError, check_choice, check_integer, check_number
-from scdecode.points import PointsLike, read_array
+from scdecode.points import read_array
 
 METHODS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
 """Solvers, as ``scipy.integrate.solve_ivp`` names them: explicit ones first, then those for stiff fields."""
@@ -290,7 +290,7 @@ class VelocityField:
 
 @checked
 def velocity_field(
-    z_rk: PointsLike, velocity_rk: ArrayLike, *, n_neighbours: int = 50, bandwidth: float | None = None
+    z_rk: NumbersLike, velocity_rk: NumbersLike, *, n_neighbours: int = 50, bandwidth: float | None = None
 ) -> VelocityField:
     """A field for :func:`integrate` from the velocities of cells, such as scVelo's or CellRank's.
 

@@ -133,7 +133,8 @@ def save(ax: Any, path: str | Path, *, overwrite: bool = False) -> None:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    drawn = ax[0] if isinstance(ax, list | tuple | np.ndarray) and len(ax) else ax
+    several = isinstance(ax, list | tuple) or (isinstance(ax, np.ndarray) and ax.ndim > 0)
+    drawn = ax[0] if several and len(ax) else ax
     if not isinstance(drawn, Axes | Figure):
         raise InputError(
             f"ax: got {type(ax).__name__}, expected Axes, a list of Axes or a figure, as the functions of sd.plot "

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scdecode._utils.names import check_names, names_of
-from scdecode.errors import InputError, unknown_name
+from scdecode.errors import InputError, got, unknown_name
 from scdecode.model import SCVI
 from scdecode.plot.palettes import COLOURS, usable_colours
 from scdecode.plot.planes import Plane, embedded_plane, principal_plane
@@ -117,18 +117,15 @@ def _embedding(adata: AnnData, name: str) -> pd.DataFrame:
 def _colour(cells: Any, colour: Any, layer: str | None, n: int) -> Colour:
     if isinstance(colour, str):
         return _named(cells, colour, layer)
-    if isinstance(colour, AnnData) or not hasattr(colour, "__len__"):
+    if isinstance(colour, AnnData) or not hasattr(colour, "__len__") or getattr(colour, "ndim", 1) != 1:
         raise InputError(
-            f"colour: got {type(colour).__name__}, expected the name of a column of obs or of a gene, or one value for "
-            "each cell"
+            f"colour: got {got(colour)}, expected the name of a column of obs or of a gene, or one value for each cell"
         )
     if len(colour) != n:
         raise InputError(
             f"colour: got {len(colour)} values, expected one for each of the {n} cells; pass cells=adata, or "
             "cells=model.get_latent_representation(adata), for all cells of an AnnData"
         )
-    if np.ndim(colour) != 1:
-        raise InputError(f"colour: got shape {np.shape(colour)}, expected one value for each of the {n} cells")
     return _values(colour, str(getattr(colour, "name", None) or ""), None)
 
 

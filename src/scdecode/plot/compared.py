@@ -34,7 +34,7 @@ _SAME = 0.02
 @checked
 def compare_paths(
     model: SCVI,
-    paths: Annotated[Mapping[str, Any], "a mapping of names to paths"],
+    paths: Annotated[Mapping[str, PointsLike], "a mapping of names to paths"],
     *,
     cells: AnnData | PointsLike | None = None,
     colour: str | Values = None,

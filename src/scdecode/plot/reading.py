@@ -185,6 +185,7 @@ def most_changing(expression: AnnData, n: int = 30) -> list[str]:
     n
         How many, at most.
     """
+    made_of(expression)
     lines = lines_of(expression)
     rows, x = (np.concatenate(parts) for parts in ([line.rows for line in lines], [line.x for line in lines]))
     every = np.arange(expression.n_vars)

@@ -30,6 +30,9 @@ _EXTRAS: Final = {"Axes": "matplotlib.axes", "Figure": "matplotlib.figure"}
 _LARGEST_INTEGER: Final = 2**63 - 1
 """numpy and torch count in 64 bits."""
 
+LONGEST_RANGE: Final = 10**8
+"""Numbers of a range, which takes no memory before it is a list or an array."""
+
 _LONGEST_PATH: Final = 4096
 _LONGEST_FILE_NAME: Final = 255
 """Bytes that Linux takes of a path and of one name in it; macOS and Windows take no more."""
@@ -111,7 +114,7 @@ def check_of(hint: Any) -> Check | None:
     if origin is type:
         return Check(lambda value: value if isinstance(value, type) else REFUSED, "a class", InputError)
     if hint is Callable or origin is collections.abc.Callable:
-        return _callback(get_args(hint))
+        return callback_check(len(get_args(hint)[0]) if isinstance((get_args(hint) or (None,))[0], list) else None)
     if origin is not None:
         return _container(origin, get_args(hint))
     if isinstance(hint, type):
@@ -251,8 +254,8 @@ def _annotated(hint: Any) -> Check | None:
     return check._replace(words=words, error=error)
 
 
-def _callback(arguments: Sequence[Any]) -> Check:
-    n = len(arguments[0]) if arguments and isinstance(arguments[0], list) else None
+def callback_check(n: int | None) -> Check:
+    """Return the check of a function that is called with ``n`` arguments, or with any if None."""
 
     def take(value: Any) -> Any:
         if not callable(value):
@@ -280,13 +283,17 @@ def _container(origin: Any, arguments: Sequence[Any]) -> Check:
     name = {Iterable: "a collection", Sequence: "a list", tuple: "a tuple", set: "a set"}.get(origin, "a list")
 
     def take(value: Any) -> Any:
-        if not isinstance(value, origin) or isinstance(value, _NO_LISTS):
+        if not isinstance(value, origin) or isinstance(value, _NO_LISTS) or getattr(value, "ndim", 1) == 0:
+            return REFUSED
+        if isinstance(value, range) and abs(value.stop - value.start) > LONGEST_RANGE:
             return REFUSED
         if element is None:
             return value
-        taken = [element.take(one) for one in value]
-        if any(one is REFUSED for one in taken):
-            return REFUSED
+        taken: list[Any] = []
+        for one in value:
+            taken.append(element.take(one))
+            if taken[-1] is REFUSED:
+                return REFUSED
         same = all(new is old for new, old in zip(taken, value, strict=True))
         return value if same else tuple(taken) if isinstance(value, tuple) else taken
 

@@ -18,7 +18,7 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
-from scdecode._utils.checks.hints import REFUSED, Between, Kind, take_path
+from scdecode._utils.checks.hints import LONGEST_RANGE, REFUSED, Between, Kind, take_path
 from scdecode.errors import ConditionError, ConfigError, InputError, PointsError
 
 _PLAIN: Final = frozenset({type(None), bool, int, float, complex, str})
@@ -43,9 +43,6 @@ _COLLECTIONS: Final[tuple[type[Collection[Any]], ...]] = (list, tuple, Set, rang
 _LONGEST_INTEGER: Final = 1023
 """Bits of a whole number that a double can hold, too."""
 
-_LONGEST_RANGE: Final = 10**8
-"""Numbers of a range, which takes no memory before it is an array."""
-
 _DEEPEST: Final = 6
 """Lists in lists, at most; a list that holds itself has no end."""
 
@@ -66,7 +63,7 @@ def take_data(value: Any, depth: int = 0) -> Any:
     if type(value) in _PLAIN or isinstance(value, _VALUES) or sp.issparse(value):
         return value
     if isinstance(value, range):
-        return value if abs(value.stop - value.start) <= _LONGEST_RANGE else REFUSED
+        return value if abs(value.stop - value.start) <= LONGEST_RANGE else REFUSED
     if isinstance(value, _COLLECTIONS):
         return value if depth < _DEEPEST and _all_data(value, depth) else REFUSED
     if isinstance(value, Mapping):
@@ -143,6 +140,12 @@ def _take_prefix(value: Any) -> Any:
     return taken if taken is REFUSED or len(str(taken).encode("utf-8", "surrogateescape")) <= 200 else REFUSED
 
 
+def _take_levels(value: Any) -> Any:
+    if isinstance(value, str | Mapping) or not (isinstance(value, _COLLECTIONS) or getattr(value, "ndim", 0) == 1):
+        return REFUSED
+    return take_data(value)
+
+
 def _take_level(value: Any) -> Any:
     if isinstance(value, np.ndarray | pd.Series | pd.Index | pd.DataFrame | pd.api.extensions.ExtensionArray):
         return REFUSED
@@ -202,6 +205,9 @@ Seed: TypeAlias = Annotated[int, Kind(_take_seed, "a whole number from 0 to 2**1
 
 LevelName: TypeAlias = Annotated[Any, Kind(_take_level, "one name or number", ConditionError)]
 """A level of a condition."""
+
+LevelsLike: TypeAlias = Annotated[Any, Kind(_take_levels, "a list of two or more levels", ConditionError)]
+"""Levels of a condition: a list, an Index, a Series or an array of one axis."""
 
 FilePrefix: TypeAlias = Annotated[str, Kind(_take_prefix, "the beginning of a file's name, at most 200 bytes")]
 """What stands before the names of the files of a model."""
