@@ -3,7 +3,9 @@
 import copy
 import inspect
 import random
+import resource
 import signal
+import sys
 import warnings
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -35,6 +37,19 @@ RESULTS = {
 
 CHANGING = {"train", "attach_reference", "setup_anndata", "__init__", "from_scvi_model"}
 """Methods that change a model or an AnnData, which is then a copy."""
+
+SLOW = {
+    ("train", "max_epochs", "None"),
+    ("train", "max_epochs", "10**7"),
+    ("move", "n_steps", "10**7"),
+    ("generate", "n", "10**7"),
+    ("get_feature_correlation_matrix", "n_samples", "10**7"),
+    ("posterior_predictive_sample", "adata", "None"),
+}
+"""Good values of which a call rightly takes long: (method, argument, value)."""
+
+MOST_MEMORY = 8 * 2**30
+"""Bytes that a call may map beyond what is mapped already."""
 
 LONGEST = 10
 """Seconds of one call; a longer one hangs."""
@@ -224,7 +239,7 @@ class Bench:
         return self.several if name == "Trajectory.pooled" else self.objects[kind.__name__]
 
 
-def run(function, bound, arguments) -> str | None:
+def run(function, bound, arguments, allowed=(ScdecodeError,)) -> str | None:
     """Call a function; return what it raised that is not ours, in words."""
     arguments = {name: value.make() if isinstance(value, Fresh) else value for name, value in arguments.items()}
     method = function.__name__
@@ -238,10 +253,10 @@ def run(function, bound, arguments) -> str | None:
         call = function.__get__(copy.deepcopy(bound) if method in CHANGING else bound)
     before = states()
     try:
-        with limited(LONGEST), warnings.catch_warnings(), redirect_stdout(None):
+        with limited(LONGEST), little_memory(), warnings.catch_warnings(), redirect_stdout(None):
             warnings.simplefilter("ignore")
             call(**arguments)
-    except ScdecodeError as error:
+    except allowed as error:
         message = str(error)
         if len(message) > 500 or not message.isprintable():
             return f"message of {len(message)} characters: {message[:200]!r}"
@@ -273,6 +288,21 @@ def limited(seconds):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, old)
+
+
+@contextmanager
+def little_memory():
+    """Let no call map much more memory than is mapped already."""
+    if sys.platform != "linux":
+        yield
+        return
+    old = resource.getrlimit(resource.RLIMIT_AS)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + MOST_MEMORY, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, old)
 
 
 def callbacks(arguments):
