@@ -1,6 +1,5 @@
 """A covering grid of options, and one model of each of its cases in both packages."""
 
-import contextlib
 import functools
 import itertools
 import tempfile
@@ -13,7 +12,6 @@ import pandas as pd
 import scvi
 import torch
 from anndata import AnnData
-from torch.distributions import Normal
 
 import scdecode as sd
 
@@ -243,18 +241,3 @@ def compare(quantity, ours, theirs, at_most, beside=0.0):
     largest = float(difference.max())
     WORST[quantity] = max(WORST.get(quantity, (0.0, 0))[0], largest), WORST.get(quantity, (0.0, 0))[1] + ours.numel()
     assert largest <= at_most, f"{quantity} differs by {largest:.1e} of its value"
-
-
-@contextlib.contextmanager
-def no_noise():
-    """Every draw from a normal is its mean, in both packages."""
-    kept = Normal.rsample, Normal.sample
-
-    def mean(self, sample_shape=()):
-        return self.loc.expand(self._extended_shape(torch.Size(sample_shape)))
-
-    Normal.rsample = Normal.sample = mean
-    try:
-        yield
-    finally:
-        Normal.rsample, Normal.sample = kept

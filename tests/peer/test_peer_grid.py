@@ -20,7 +20,6 @@ from grid import (
     compare,
     make_cells,
     name_of,
-    no_noise,
     our_answers,
     pairs_of,
     questions,
@@ -29,6 +28,7 @@ from grid import (
     their_answers,
     trained,
 )
+from noise import no_noise
 
 import scdecode as sd
 from scdecode.errors import ConditionWarning, SupportWarning
