@@ -23,6 +23,9 @@ from scdecode.provenance import Frame
 _FILE_BLOCK = 2**20  # entries of a chunk on disk, about
 _LARGEST_COUNT = 2**31  # of 32 bits
 
+Piece = tuple[int, dict[str, Any]]
+"""The first row of a block of the file, and its values by layer; the expression is ``"X"``."""
+
 OnTile = Callable[[int], None]
 """Called with the number of points that a tile has, once it is done."""
 
@@ -101,17 +104,17 @@ def stream(
     with replacing(path, overwrite=overwrite) as temporary:
         if path.suffix == ".h5ad":
 
-            def write(file: h5py.File, tiles: Iterator[Tile]) -> None:
+            def write(file: h5py.File, pieces: Iterator[Piece]) -> None:
                 _write_frame(file, frame)
-                _write_tiles(file, tiles, frame)
+                _write_pieces(file, pieces, frame)
 
-            write_hdf5(temporary, write, _told(tiles, on_tile))
+            write_hdf5(temporary, write, _pieces(tiles, frame, on_tile))
         else:
             # the newest zarr format in its plainest form: what every version of anndata that reads it agrees on
             with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
                 group = zarr.open_group(temporary, mode="w", zarr_format=3)
                 _write_frame(group, frame)
-                _write_tiles(group, _told(tiles, on_tile), frame)
+                _write_pieces(group, _pieces(tiles, frame, on_tile), frame)
     return open_result(path)
 
 
@@ -198,45 +201,65 @@ def _write_frame(group: Any, frame: Frame) -> None:
             del group[name]
 
 
-def _write_tiles(group: Any, tiles: Iterable[Tile], frame: Frame) -> None:
-    (_write_counts if frame.counts else _write_dense)(group, tiles, frame)
+def _pieces(tiles: Iterable[Tile], frame: Frame, on_tile: OnTile | None) -> Iterator[Piece]:
+    """Gather tiles into blocks of the file; each is good until the next is asked for."""
+    gather = _gather_counts if frame.counts else _gather_dense
+    return gather(_told(tiles, on_tile), frame)
 
 
-def _write_dense(group: Any, tiles: Iterable[Tile], frame: Frame) -> None:
-    targets = {"X": _dense(group, "X", frame.shape)}
-    targets |= {name: _dense(group["layers"], name, frame.shape) for name in frame.layers}
-    # tiles are gathered into the blocks of the file, as zarr would read and write a block again for each part of it
-    rows = targets["X"].chunks[0]
-    block = {name: np.empty((rows, frame.shape[1]), dtype=np.float32) for name in targets}
+def _gather_dense(tiles: Iterable[Tile], frame: Frame) -> Iterator[Piece]:
+    # zarr would read and write a block again for each part of it
+    rows = _rows(frame.shape)
+    block = {name: np.empty((rows, frame.shape[1]), dtype=np.float32) for name in ("X", *frame.layers)}
     for tile in tiles:
         for start in range(tile.start - tile.start % rows, tile.stop, rows):
             first, last = max(start, tile.start), min(start + rows, tile.stop)
             for name, values in {"X": tile.values, **tile.layers}.items():
                 block[name][first - start : last - start] = values[first - tile.start : last - tile.start]
             if last in (start + rows, frame.shape[0]):
-                for name, target in targets.items():
-                    target[start:last] = block[name][: last - start]
+                yield start, {name: values[: last - start] for name, values in block.items()}
 
 
-def _write_counts(group: Any, tiles: Iterable[Tile], frame: Frame) -> None:
+def _gather_counts(tiles: Iterable[Tile], frame: Frame) -> Iterator[Piece]:
     held: list[sp.csr_matrix] = []
+    start = 0
     for tile in tiles:
         held.append(_sparse(tile))
         if sum(block.nnz for block in held) >= _FILE_BLOCK:
-            held = _append(group, held)
+            block = _joined(held)
+            yield start, {"X": block}
+            start += block.shape[0]
+            del block
     if held:
-        _append(group, held)
+        yield start, {"X": _joined(held)}
 
 
-def _append(group: Any, held: list[sp.csr_matrix]) -> list[sp.csr_matrix]:
-    """Append blocks to ``X`` and hold none of them."""
+def _joined(held: list[sp.csr_matrix]) -> sp.csr_matrix:
+    """All blocks in one; none of them is held any longer."""
     block = sp.vstack(held, format="csr")
+    held.clear()
+    return block
+
+
+def _write_pieces(group: Any, pieces: Iterable[Piece], frame: Frame) -> None:
+    if frame.counts:
+        for _, piece in pieces:
+            _append(group, piece.pop("X"))  # it needs its memory no longer
+        return
+    targets = {"X": _dense(group, "X", frame.shape)}
+    targets |= {name: _dense(group["layers"], name, frame.shape) for name in frame.layers}
+    for start, piece in pieces:
+        for name, values in piece.items():
+            targets[name][start : start + len(values)] = values
+
+
+def _append(group: Any, block: sp.csr_matrix) -> None:
+    """Append rows to ``X``."""
     if "X" in group:
         anndata.io.sparse_dataset(group["X"]).append(block)
     else:
         block.indptr = block.indptr.astype(np.int64)  # the file outgrows what 32 bits can count
         anndata.io.write_elem(group, "X", block)
-    return []
 
 
 def _sparse(tile: Tile) -> sp.csr_matrix:
@@ -249,8 +272,13 @@ def _sparse(tile: Tile) -> sp.csr_matrix:
     return sp.csr_matrix(tile.values.astype(np.int32))
 
 
+def _rows(shape: tuple[int, int]) -> int:
+    """Rows of a block of the file."""
+    return min(shape[0], max(1, _FILE_BLOCK // shape[1]))
+
+
 def _dense(group: Any, name: str, shape: tuple[int, int]) -> Any:
-    rows = min(shape[0], max(1, _FILE_BLOCK // shape[1]))
+    rows = _rows(shape)
     create = group.create_array if isinstance(group, zarr.Group) else group.create_dataset
     array = create(name, shape=shape, dtype="float32", chunks=(rows, shape[1]))
     array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})

@@ -54,6 +54,7 @@ def write_hdf5(path: Path, write: Callable[[h5py.File, Iterator[T]], None], item
             if item is _END:
                 return
             yield item
+            del item  # the next one needs the memory
 
     def work() -> None:
         try:
