@@ -302,6 +302,7 @@ import os, resource, signal, sys, warnings
 import numpy as np, scdecode as sd
 
 folder = sys.argv[1]
+sd.settings.verbosity = "warning"  # no progress on standard error, which is looked at
 model = sd.load(f"{folder}/model")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a write fails, as on a full disk, and kills no one
 z = model.reference_latents()
