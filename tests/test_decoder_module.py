@@ -5,7 +5,10 @@ import pytest
 import torch
 from small_models import EVERYTHING, make_adata, make_model
 from torch.func import jacfwd, jacrev, jvp, vmap
+from typer.testing import CliRunner
 
+import scdecode as sd
+from scdecode.cli import app
 from scdecode.exporting import export_onnx
 
 GIVEN = {"batch": "batch_1", "categorical": {"sex": "male", "chem": "v1"}, "continuous": {"age": 50.0, "pct": 0.05}}
@@ -54,3 +57,74 @@ def test_onnx(model, tmp_path):
     assert n_points > 100 and difference < 1e-5
     with pytest.raises(OSError, match=r"decoder\.onnx"):
         export_onnx(model, tmp_path / "decoder.onnx", **GIVEN)
+
+
+def _of_class(model_class, **setup):
+    cells = make_adata(120, 20)
+    model_class.setup_anndata(cells, batch_key="batch", **setup)
+    model = model_class(cells, n_latent=4, n_hidden=8)
+    model.train(1, device="cpu", progress=False)
+    return model
+
+
+KINDS = {
+    "LinearSCVI": lambda: _of_class(sd.LinearSCVI),
+    "SCANVI": lambda: _of_class(sd.SCANVI, labels_key="cell_type", unlabeled_category="Unknown"),
+    "ln": lambda: make_model(make_adata(120, 20), epochs=1, latent_distribution="ln"),
+    "size factor": lambda: make_model(
+        make_adata(120, 20), setup={"batch_key": "batch", "size_factor_key": "size_factor"}, epochs=1
+    ),
+    "layer norm": lambda: make_model(make_adata(120, 20), epochs=1, use_layer_norm="both", use_batch_norm="none"),
+    "deep": lambda: make_model(make_adata(120, 20), epochs=1, n_layers=3),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoders_of_every_kind_of_model(kind):
+    """Equal to decode; compiled as one graph; with weights that can be doubled."""
+    model = KINDS[kind]()
+    z = torch.from_numpy(model.reference_latents()[:6])
+    for quantity in ("rate", "scale"):
+        module = model.decoder(quantity=quantity).module()
+        expected = model.decode(z, quantity=quantity).X
+        np.testing.assert_allclose(module(z), expected, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(module.double()(z.double()), expected, rtol=2e-5, atol=1e-6)
+    module = model.decoder(genes=list(model.schema.genes[2:5])).module()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")  # without a compiler of C++, which takes long
+    torch.testing.assert_close(compiled(z), module(z))
+
+
+def test_the_command_that_exports(model, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model.save(tmp_path / "model")
+    out = tmp_path / "decoder.onnx"
+    given = [
+        "--batch",
+        "batch_1",
+        "--categorical",
+        "sex=male",
+        "--categorical",
+        "chem=v1",
+        "--genes",
+        "gene_03,gene_01",
+    ]
+    command = ["export", str(tmp_path / "model"), str(out), *given, "--library-size", "100"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "points (n, 4) to 2 genes" in result.output
+    z = model.reference_latents()[:6]
+    session = onnxruntime.InferenceSession(out)
+    found = session.run(None, {session.get_inputs()[0].name: z})[0]
+    asked = {
+        "batch": "batch_1",
+        "categorical": GIVEN["categorical"],
+        "library_size": 100,
+        "genes": ["gene_03", "gene_01"],
+    }
+    np.testing.assert_allclose(found, model.decode(z, **asked).X, rtol=2e-5, atol=1e-6)
+    before = out.read_bytes()
+    assert CliRunner().invoke(app, command).exit_code != 0  # it is there already
+    assert out.read_bytes() == before
+    assert CliRunner().invoke(app, [*command, "--overwrite"]).exit_code == 0
+    assert CliRunner().invoke(app, ["export", str(tmp_path / "model"), str(tmp_path / "decoder.txt")]).exit_code != 0
+    assert not (tmp_path / "decoder.txt").exists()
