@@ -418,6 +418,8 @@ def test_no_safetensors_file_for_all_its_digest(folder):
         (["config", "n_hidden"], 10**12),
         (["config", "n_hidden"], 10**30),
         (["config", "n_layers"], 10**9),
+        (["config", "n_layers"], 1e30),
+        (["config", "batch_embedding_dim"], 10**30),
         (["config", "n_latent"], 2**62),
         (["config", "n_latent"], 0),
         (["config", "dropout_rate"], float("nan")),

@@ -17,6 +17,7 @@ from torch.distributions import Normal
 from scdecode._utils.counts_place import counts_in
 from scdecode._utils.inference import inference_on
 from scdecode._utils.levels import Category
+from scdecode._utils.memory import check_draws
 from scdecode._utils.names import are_numbers, check_names
 from scdecode._utils.rows import check_rows
 from scdecode.cells import UNREAD, Cells, check_cells, check_libraries, check_unchanged, read_cells
@@ -80,6 +81,7 @@ class Latents:
     ) -> tuple[Tensor, Tensor]:
         """Draw latent points ``(draws, rows, k)`` and log library sizes ``(draws or 1, rows, 1)``, on the CPU."""
         posterior = Normal(self.z.loc[rows], self.z.scale[rows], validate_args=False)
+        check_draws(n_samples, posterior.loc.numel())
         latent = vae.to_latent(draw_normal(posterior, generator, n_samples))
         log_library = self.log_library_n1[rows]
         if self.library_sd_n1 is None:
@@ -356,7 +358,8 @@ def conditions_at(cells: Cells, rows: np.ndarray | slice, batch: Batch, device: 
 
 
 def tiles_of(n: int, n_genes: int, n_samples: int) -> Iterator[slice]:
-    """Some cells at a time, so that all draws of them fit."""
+    """Some cells at a time, so that all draws of them fit; an error if those of one cell do not."""
+    check_draws(n_samples, n_genes)
     size = min(max(TILE_BYTES // (4 * n_genes * n_samples), 1), 4096)
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))

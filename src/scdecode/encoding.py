@@ -17,6 +17,7 @@ from torch.nn.functional import relu
 
 from scdecode import kernels
 from scdecode._utils.inference import inference_on
+from scdecode._utils.memory import check_draws
 from scdecode._utils.progress import tracked
 from scdecode.cells import Cells
 from scdecode.config import ModelConfig
@@ -163,6 +164,7 @@ def latent_mean(posterior: Posterior, config: ModelConfig, *, n_draws: int = _ME
 def latent_draws(posterior: Posterior, config: ModelConfig, n_samples: int, *, seed: int = 0) -> np.ndarray:
     """Draws from the posterior of each cell's latent point, ``(n_samples, n, k)`` float32."""
     check_integer("n_samples", n_samples, 1, LARGEST_DRAWS)
+    check_draws(n_samples, posterior.mean_nk.numel())
     generator = make_generator(seed)
     shape = (n_samples, *posterior.mean_nk.shape)
     draws = posterior.mean_nk + posterior.variance_nk.sqrt() * torch.randn(shape, generator=generator)

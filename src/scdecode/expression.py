@@ -20,6 +20,7 @@ from torch.distributions import Distribution
 
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import ConditionTable, LibrarySize, NamesLike, PerPoint, Seed, SpreadLike
+from scdecode._utils.memory import check_memory
 from scdecode._utils.transforms import is_transformed
 from scdecode.conditions import Conditions, resolve
 from scdecode.config import ModelConfig
@@ -173,6 +174,10 @@ def decode(
         **others,
     )
     frame = asked.frame
+    if out is None:
+        n_rows, n_genes = frame.shape
+        remedy = 'fewer of them, fewer genes (genes=[...]), or a file to write to (out="expression.zarr")'
+        check_memory("points, draws", n_rows, 4 * n_rows * n_genes, remedy)
     into = np.empty(frame.shape, dtype=np.float32) if out is None and not frame.counts else None
     there = choose_device(device)
     tiles = decode_tiles(model.vae, asked.points, asked.conditions, asked.request, there, into)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scdecode._utils.checks import checked
 from scdecode._utils.checks.kinds import IndicesLike, LibrarySize, NamesLike, Seed, Values
+from scdecode._utils.memory import check_draws
 from scdecode._utils.progress import counting_progress
 from scdecode.arguments import refuse_loaders
 from scdecode.asked import (
@@ -194,6 +195,7 @@ def _expression(
     kept = None if genes is None else torch.from_numpy(genes).to(device)
     z_snk, log_library = latents.draw(vae, n_samples, here.cpu_generator, rows)
     shape = (len(rows), n_genes) if mean else (n_samples, len(rows), n_genes)
+    check_draws(1 if mean else n_samples, len(rows) * n_genes)
     values = np.zeros(shape, dtype=np.float32)
     draws_at_once = min(n_samples, max(TILE_BYTES // (4 * n_genes), 1))
     with counting_progress("decoding", len(rows), enabled=not silent) as advance:
@@ -261,6 +263,7 @@ def get_likelihood_parameters(
     names += ["dropout"] if vae.config.gene_likelihood == "zinb" else []
     names += ["dispersions"] if vae.config.gene_likelihood != "poisson" else []
     shape = (n, vae.n_genes) if mean else (n_samples, n, vae.n_genes)
+    check_draws(1 if mean else n_samples, n * vae.n_genes)
     found = {name: np.empty(shape, dtype=np.float32) for name in names}
     with computing(vae, device, seed) as here:
         vae, there = here.network, here.device
@@ -422,6 +425,7 @@ def get_feature_correlation_matrix(
         z_snk, _ = latents.draw(vae, n_samples, here.cpu_generator)
         for batch, weight in batches:
             generator = here.generator.clone_state()  # the same draws in each batch
+            check_draws(n_samples, n * vae.n_genes)
             rates = np.empty((n_samples, n, vae.n_genes))
             for tile in tiles_of(n, vae.n_genes, n_samples):
                 codes, continuous = conditions_at(chosen.cells, tile, batch, there)

@@ -35,6 +35,14 @@ def check_memory(place: str, value: int, n_bytes: int, remedy: str = "a smaller 
         )
 
 
+def check_draws(n_samples: int, n_values: int) -> None:
+    """Raise :class:`ConfigError` if draws of ``n_values`` numbers each take more memory than the machine has.
+
+    Counted are the draws in single precision, and two arrays of their shape that are there while they are made.
+    """
+    check_memory("n_samples", n_samples, 12 * n_samples * n_values, "fewer draws, cells or genes at a time")
+
+
 def _in_words(n_bytes: int) -> str:
     gigabytes = n_bytes / 2**30 if n_bytes < 2**100 else float("inf")
     return f"{gigabytes:,.1f} GB" if gigabytes < 1e6 else "more than a million GB"
