@@ -8,8 +8,10 @@ from scipy.stats import spearmanr
 from small_models import EVERYTHING, make_adata, make_model
 
 import scdecode as sd
+from scdecode._utils import memory
 from scdecode.errors import (
     ConditionError,
+    ConfigError,
     CountsError,
     CountsWarning,
     InputError,
@@ -399,3 +401,24 @@ class TestLatents:
             model.get_latent_representation(dataloader=[])
         with pytest.raises(InputError, match="there is no argument 'num_workers'"):
             model.get_latent_representation(num_workers=2)
+
+
+class TestMemory:
+    """Draws that do not fit are refused before they are made."""
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda model: model.get_normalized_expression(n_samples=5000, return_mean=False),
+            lambda model: model.get_likelihood_parameters(n_samples=5000),
+            lambda model: model.get_likelihood_parameters(n_samples=5000, give_mean=False),
+            lambda model: model.posterior_predictive_sample(n_samples=5000),
+            lambda model: model.get_feature_correlation_matrix(n_samples=5000),
+            lambda model: model.get_latent_representation(n_samples=5000),
+            lambda model: model.decode(np.zeros((9_000, model.config.n_latent))),
+        ],
+    )
+    def test_what_does_not_fit(self, model, call, monkeypatch):
+        monkeypatch.setattr(memory, "physical_memory", lambda: 2**20)
+        with pytest.raises(ConfigError, match=r"takes .* GB of memory, and this machine has"):
+            call(model)

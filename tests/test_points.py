@@ -515,3 +515,13 @@ def test_the_largest_points_decode_to_numbers(model):
             expression = model.decode(np.full((1, 4), size) * [1, -1, 1, -1], batch="batch_1")
         assert np.isfinite(expression.X).all()
         assert expression.obs["support"].item() == 100
+
+
+def test_a_spread_whose_dimensions_are_in_another_order():
+    points = pd.DataFrame(np.zeros((3, 2)), columns=["latent_0", "latent_1"])
+    spread = pd.DataFrame(np.ones((3, 2)) * [1.0, 2.0], columns=points.columns)
+    assert read_points(points, 2, spread=spread).spread[0].tolist() == [1.0, 2.0]
+    with pytest.raises(PointsError, match=r"spread: .*another order.*spread\[points.columns\]"):
+        read_points(points, 2, spread=spread[["latent_1", "latent_0"]])
+    renamed = spread.set_axis(["sd_0", "sd_1"], axis=1)  # other names are no other order
+    assert read_points(points, 2, spread=renamed).spread[0].tolist() == [1.0, 2.0]

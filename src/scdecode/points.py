@@ -149,6 +149,7 @@ def read_points(
     if use_rep is not None and not isinstance(points, AnnData):
         raise PointsError(f"use_rep: {use_rep!r} came, but the points are {type(points).__name__} and no AnnData")
     names = names_of(points)
+    _check_dimensions(points, spread)
     if isinstance(points, AnnData):
         points = _representation(points, use_rep)
     elif isinstance(points, Distribution):
@@ -194,6 +195,18 @@ def conditions_of(points: Any) -> dict[str, Any]:
         name: {key: flat(v) for key, v in value.items()} if name in ("categorical", "continuous") else flat(value)
         for name, value in (own or {}).items()
     }
+
+
+def _check_dimensions(points: Any, spread: Any) -> None:
+    """Raise :class:`PointsError` if tables of points and of standard deviations have their columns in another order."""
+    if not (isinstance(points, pd.DataFrame) and isinstance(spread, pd.DataFrame)):
+        return
+    ours, theirs = list(points.columns), list(spread.columns)
+    if ours != theirs and len(set(ours)) == len(ours) and set(ours) == set(theirs):
+        raise PointsError(
+            f"spread: got the columns {listing(theirs, 3)}, and the points have the same in another order, "
+            f"{listing(ours, 3)}; expected the order of the points: spread[points.columns]"
+        )
 
 
 def read_latents(points: Any, n_latent: int, *, simplex: bool = False) -> tuple[Tensor, tuple[int, ...]]:

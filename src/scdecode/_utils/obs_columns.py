@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, KeysView, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,17 @@ def column_keys(place: str, keys: Any) -> tuple[Any, ...]:
     Raises
     ------
     InputError
-        If it is one name rather than a list.
+        If it is one name rather than a list, or a set.
     """
     if keys is None:
         return ()
     if isinstance(keys, str):
         raise InputError(f"{place}: {keys!r} came, a list of columns was expected: [{keys!r}]")
+    if isinstance(keys, Set) and not isinstance(keys, KeysView):
+        raise InputError(
+            f"{place}: got a {type(keys).__name__}, whose order differs from run to run, and with it the weights of a "
+            "training; expected a list of names of columns of adata.obs"
+        )
     if isinstance(keys, Mapping) or not isinstance(keys, Iterable) or getattr(keys, "ndim", 1) != 1:
         raise InputError(f"{place}: got {type(keys).__name__}, expected a list of names of columns of adata.obs")
     return tuple(keys)
