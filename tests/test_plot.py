@@ -111,7 +111,7 @@ def test_heatmap_of_lineages_has_one_scale_for_all(model: sd.SCVI) -> None:
         shown, (values - values.min(1, keepdims=True)) / np.ptp(values, axis=1)[:, None], atol=1e-4
     )
     with pytest.raises(InputError, match="one Axes came for 2 lineages"):
-        plot.heatmap(two, ax=ax)
+        plot.heatmap(two, ax=ax[0])
 
 
 def test_heatmap_of_many_genes_names_some(expression: AnnData) -> None:

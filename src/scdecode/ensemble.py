@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -63,7 +63,7 @@ class Ensemble(Shown):
     models: tuple[SCVI, ...]
 
     @checked
-    def __init__(self, models: Sequence[SCVI]) -> None:
+    def __init__(self, models: Annotated[Sequence[SCVI], "a list of models"]) -> None:
         models = list(models)
         if not all(isinstance(model, SCVI) for model in models):
             raise InputError(f"models: {[type(model).__name__ for model in models]} came, models were expected")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, TypeAlias, runtime_checkable
 
@@ -78,6 +79,18 @@ PathsLike: TypeAlias = Annotated[
     Any, Kind(_take_paths, "a path, or for several models a function of the model or a list of paths", PointsError)
 ]
 """A path as :data:`PointsLike`; for an ensemble one a model, or a function that makes it of the model."""
+
+
+def _take_named(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return REFUSED if any(_POINTS.take(path) is REFUSED for path in value.values()) else value
+    return _POINTS.take(value)
+
+
+NamedPathsLike: TypeAlias = Annotated[
+    Any, Kind(_take_named, f"{_POINTS.words}, or a mapping of names to such", PointsError)
+]
+"""One or several paths, as :data:`PointsLike`, or a mapping of names to them."""
 
 LatentsLike: TypeAlias = Annotated[
     Any, Kind(lambda value: REFUSED if isinstance(value, str) else _POINTS.take(value), _POINTS.words, PointsError)

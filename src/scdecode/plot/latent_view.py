@@ -18,7 +18,7 @@ from scdecode.plot.labels import beside_points
 from scdecode.plot.palettes import COLOURS, ink, pale, palette, paper, tone
 from scdecode.plot.planes import Place, Plane
 from scdecode.plot.routes import Route, routes_of
-from scdecode.points import PointsLike
+from scdecode.points import NamedPathsLike, PointsLike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ _AROUND = 15
 @checked
 def latent(
     model: SCVI,
-    points: PointsLike = None,
+    points: NamedPathsLike = None,
     *,
     cells: AnnData | PointsLike | None = None,
     colour: str | Values = None,
