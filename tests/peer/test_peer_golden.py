@@ -44,7 +44,9 @@ def test_a_file_made_anew_is_the_same(recipe, name, tmp_path):
         assert sorted(anew.keys()) == sorted(committed.keys())
         for key in committed.keys():  # noqa: SIM118 (not a mapping)
             a, b = anew.get_tensor(key), committed.get_tensor(key)
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+            # scvi-tools' float32 log likelihood is a difference of lgammas, which rounds by the processor's instructions
+            atol = 1e-3 if key == "log_prob" else 1e-5
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=atol, msg=lambda m, key=key: f"{key}: {m}")
 
 
 def test_every_case_of_the_recipe_is_committed(recipe):
