@@ -44,7 +44,7 @@ def test_a_file_made_anew_is_the_same(recipe, name, tmp_path):
         assert sorted(anew.keys()) == sorted(committed.keys())
         for key in committed.keys():  # noqa: SIM118 (not a mapping)
             a, b = anew.get_tensor(key), committed.get_tensor(key)
-            # scvi-tools' float32 log likelihood is a difference of lgammas, which rounds by the processor's instructions
+            # scvi-tools' float32 log likelihood is a difference of lgammas, which rounds by the processor
             atol = 1e-3 if key == "log_prob" else 1e-5
             torch.testing.assert_close(a, b, rtol=1e-5, atol=atol, msg=lambda m, key=key: f"{key}: {m}")
 
