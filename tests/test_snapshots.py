@@ -64,8 +64,14 @@ def test_a_model_that_another_process_saves_meanwhile(two, tmp_path):
     process = saving(place, two / "0", two / "1")
     seen = set()
     try:
+        n_refused = 0
         for _ in range(40):
-            model = sd.SCVI.load(place)
+            try:
+                model = sd.SCVI.load(place)
+            except CorruptModelError as error:  # it saves without a pause, so reading the cells may always be too slow
+                assert "it changed while it was read, 12 times in a row" in str(error)
+                n_refused += 1
+                continue
             weight, reference = known[model.schema.genes[0]]
             assert torch.equal(model.vae.decoder.scale.weight, weight)
             np.testing.assert_array_equal(model.reference_latents(), reference)
@@ -78,6 +84,7 @@ def test_a_model_that_another_process_saves_meanwhile(two, tmp_path):
     assert process.returncode == -9, "it saved until the end"
     sd.load(place)  # whole, although the saving process was killed
     assert seen == set(known)
+    assert n_refused < 10
 
 
 def test_a_directory_that_changes_all_the_time(tmp_path, monkeypatch):
