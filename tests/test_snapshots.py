@@ -69,7 +69,8 @@ def test_a_model_that_another_process_saves_meanwhile(two, tmp_path):
             try:
                 model = sd.SCVI.load(place)
             except CorruptModelError as error:  # it saves without a pause, so reading the cells may always be too slow
-                assert "it changed while it was read, 12 times in a row" in str(error)
+                if "it changed while it was read, 12 times in a row" not in str(error):
+                    raise
                 n_refused += 1
                 continue
             weight, reference = known[model.schema.genes[0]]
